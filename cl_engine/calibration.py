@@ -1,0 +1,42 @@
+"""Turn scores into probabilities, and distances into an unknown score, by what the holdout shows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+# Softmax sharpness: ridge scores lie near 0 and 1, cosines within a few tenths of each other.
+SHARPNESSES = tuple(2.0 ** (exponent / 2) for exponent in range(0, 17))
+DEFAULT_SHARPNESS = 8.0
+# Enough to resolve the 99th percentile; keeps the table at 4 KiB.
+MAX_DISTANCES = 1024
+
+
+def fit_sharpness(scores: Tensor, columns: Tensor) -> float:
+    """Return the factor on the scores that gives the holdout the highest likelihood.
+
+    Args:
+        scores: (N, C).
+        columns: true columns, int64 (N,).
+    """
+    if len(scores) == 0 or scores.shape[1] < 2:
+        return DEFAULT_SHARPNESS
+    losses = [float(cross_entropy(scores.float() * s, columns.to(scores.device))) for s in SHARPNESSES]
+    return SHARPNESSES[losses.index(min(losses))]
+
+
+def merge_distances(known: Tensor, new: Tensor) -> Tensor:
+    """Merge two sets of holdout distances into one sorted table, thinned evenly to its largest size."""
+    merged = torch.cat([known.cpu().float(), new.detach().cpu().float()]).sort().values
+    if len(merged) <= MAX_DISTANCES:
+        return merged
+    return merged[torch.linspace(0, len(merged) - 1, MAX_DISTANCES).round().long()]
+
+
+def unknown_score(distances: Tensor, table: Tensor) -> Tensor:
+    """Return for each distance the share of holdout distances below it, float32 (N,), 0 to 1."""
+    if len(table) == 0:
+        return torch.zeros_like(distances, dtype=torch.float32)
+    rank = torch.searchsorted(table.to(distances.device), distances.float().contiguous())
+    return rank.float() / len(table)

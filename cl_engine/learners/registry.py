@@ -1,0 +1,100 @@
+"""Learners by the name that stands in settings, manifests and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from cl_engine.backbones import FrozenModel, FrozenVisionTransformer
+from cl_engine.errors import UnsupportedGeneration
+from cl_engine.generation import Generation
+from cl_engine.learners.base import Learner, Servable
+from cl_engine.learners.fine_tuning import FineTuningLearner, FineTuningSettings
+from cl_engine.learners.nearest_mean import NearestMeanLearner, NearestMeanSettings
+from cl_engine.sgds import SGDSLearner, SGDSSettings
+
+
+class _Factory(Protocol):
+    def __call__(self, backbone: FrozenVisionTransformer, settings: Any) -> Learner: ...
+
+
+@dataclass(frozen=True)
+class _Method:
+    factory: _Factory
+    settings: type[BaseModel]
+
+
+_METHODS: Mapping[str, _Method] = {
+    "sgds": _Method(SGDSLearner, SGDSSettings),
+    "ncm": _Method(NearestMeanLearner, NearestMeanSettings),
+    "finetune": _Method(FineTuningLearner, FineTuningSettings),
+}
+
+
+def methods() -> tuple[str, ...]:
+    """Name the methods."""
+    return tuple(_METHODS)
+
+
+def default_options(method: str) -> dict[str, Any]:
+    """Return a method's settings with their defaults.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    return _method(method).settings().model_dump()
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> BaseModel:
+    """Validate a method's settings without building anything.
+
+    Raises:
+        ValueError: unknown method, or an option that it does not have or cannot take; lists all.
+    """
+    try:
+        return _method(method).settings(**options)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"options of method {method!r}: {wrong}") from error
+
+
+def create(method: str, backbone: FrozenModel, options: Mapping[str, Any] | None = None) -> Learner:
+    """Build a learner.
+
+    Args:
+        method: one of `methods()`.
+        backbone: the frozen network.
+        options: the method's settings; defaults where left out.
+
+    Raises:
+        ValueError: unknown method or option, or a backbone that is not a plain vision transformer.
+    """
+    settings = check_options(method, options or {})
+    if not isinstance(backbone, FrozenVisionTransformer):
+        raise ValueError(
+            f"method {method!r} reads a vision transformer block by block; backbone {backbone.id} is none: "
+            "choose a timm model of class VisionTransformer"
+        )
+    return _method(method).factory(backbone, settings)
+
+
+def servable(backbone: FrozenModel, generation: Generation) -> Servable:
+    """Make any generation ready to answer, whichever method made it.
+
+    Raises:
+        UnsupportedGeneration: made for another backbone or by a method this release does not have.
+    """
+    if generation.method not in _METHODS:
+        raise UnsupportedGeneration(
+            f"generation {generation.digest}: method {generation.method!r} is not one of {methods()}"
+        )
+    return create(generation.method, backbone).servable(generation)
+
+
+def _method(name: str) -> _Method:
+    if name not in _METHODS:
+        raise ValueError(f"method {name!r} is not one of {', '.join(_METHODS)}")
+    return _METHODS[name]

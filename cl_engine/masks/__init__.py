@@ -1,0 +1,1 @@
+"""Mask arithmetic: packing, top-k selection, exclusivity, overlap."""

@@ -1,0 +1,98 @@
+"""The certificate: proof that a session changed nothing of what earlier sessions answer with.
+
+Exclusive units promise that for every earlier session its units, masks, own head and blend are
+bit-identical, and so is what its adapters put out. The first is proved by comparing digests of the
+bytes, the second by running the adapters on a fixed probe. The base head is outside the promise: its
+classes compete, exactly as they would had all been learnt together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_engine.errors import CertificateViolation
+from cl_engine.sgds.adapter import adapt
+from cl_engine.sgds.content import Content
+
+PROBE_TOKENS = 4
+PROBE_SEED = 20260101
+PROMISE = "units, masks, own head, blend and adapter output of every earlier session are bit-identical"
+
+
+def certify(before: Content | None, after: Content) -> dict[str, Any]:
+    """Compare the earlier sessions' subspaces in two contents.
+
+    Returns:
+        The certificate as it stands in the manifest.
+
+    Raises:
+        CertificateViolation: naming the first subspace that differs.
+    """
+    digests = subspace_digests(after)
+    earlier = {} if before is None else subspace_digests(before)
+    for subspace, digest in earlier.items():
+        if digests.get(subspace) != digest:
+            raise CertificateViolation(
+                f"subspace {subspace} is not what it was before this session: "
+                f"{digests.get(subspace, 'missing')} instead of {digest}"
+            )
+    supports = after.class_masks.flatten(1).float()
+    shared = supports @ supports.T
+    pairs = torch.triu(torch.ones_like(shared), diagonal=1).bool()
+    return {
+        "promise": PROMISE,
+        "holds": True,
+        "verified_subspaces": sorted(earlier, key=int),
+        "digests": digests,
+        "class_pairs": int(pairs.sum()),
+        "class_pairs_with_disjoint_input_supports": int((shared[pairs] == 0).sum()),
+    }
+
+
+def subspace_digests(content: Content) -> Mapping[str, str]:
+    """Hash each subspace: its bytes, and its adapters' output on the probe."""
+    result = {}
+    for subspace in range(len(content.subspaces)):
+        digest = hashlib.sha256()
+        member = content.class_subspace == subspace
+        parts = (
+            content.subspaces.down[subspace],
+            content.subspaces.up[subspace],
+            content.subspaces.borrowed[subspace],
+            content.subspaces.input_masks[subspace],
+            content.class_masks[member],
+            content.subspace_mean[subspace],
+            content.subspace_scale[subspace],
+            content.subspace_head[:, member],
+            content.blend[subspace],
+            _probe(content, subspace),
+        )
+        for part in parts:
+            digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        result[str(subspace)] = digest.hexdigest()
+    return result
+
+
+def _probe(content: Content, subspace: int) -> Tensor:
+    """Return each adapter's output on fixed random tokens, (L, 1, tokens, d)."""
+    down, up = content.subspaces.effective(torch.device("cpu"), torch.float32)
+    width = down.shape[-1]
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    tokens = torch.randn(1, PROBE_TOKENS, width, generator=generator)
+    return torch.stack(
+        [
+            adapt(
+                tokens,
+                content.subspaces.input_masks[subspace, layer][None],
+                down[subspace, layer][None],
+                up[subspace, layer][None],
+                1.0,
+            )
+            for layer in range(down.shape[1])
+        ]
+    )

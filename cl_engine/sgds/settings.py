@@ -1,0 +1,76 @@
+"""Settings of SGDS; what the paper leaves open is a documented choice here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class SGDSSettings(BaseModel):
+    """How an SGDS session is run and how its generation answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    adapter_blocks: int = Field(default=6, ge=1)
+    """Adapters sit in parallel with the MLP of this many of the last blocks."""
+    feature_blocks: int = Field(default=4, ge=1)
+    """CLS token and patch mean of this many of the last blocks are the features."""
+    units_per_session: int = Field(default=16, ge=1)
+    """Bottleneck units a session gets for itself in each adapter; nobody else ever trains them."""
+    max_units: int = Field(default=4096, ge=1)
+    """Bottleneck units all sessions may take in each adapter; after that sessions are refused."""
+    density: float = Field(default=0.25, gt=0, le=1)
+    """Share of an adapter's input activations that a mask keeps (rho; its rank is at most rho times d)."""
+    scale: float = Field(default=1.0, gt=0)
+    """Factor on the adapters' output."""
+
+    explore_epochs: int = Field(default=2, ge=1)
+    """Epochs of phase 1, semantic exploration: masks are drawn at random for every sample."""
+    compact_epochs: int = Field(default=4, ge=0)
+    """Epochs of phase 2, activation compaction: masks are the top-K of the counters."""
+    batch_size: int = Field(default=32, ge=1)
+    """Samples per step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak rate of AdamW; cosine decay to zero over both phases."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """AdamW's weight decay."""
+    logit_scale: float = Field(default=20.0, gt=0)
+    """Factor on the cosines of the training loss."""
+    validation_fraction: float = Field(default=0.2, gt=0, lt=0.5)
+    """Share of the session's training samples kept from the adapters, to choose the blend."""
+
+    temperature: float = Field(default=0.1, gt=0)
+    """Of the semantic relation P(y given c), a softmax over cosines. The paper shows none (1.0); with
+    it P is nearly uniform and every class from the third session on is called 'reuse'."""
+    count_normalised: bool = True
+    """Compare mean relations instead of sums: sums grow with the number of old classes alone."""
+    reuse_sharpness: float = Field(default=3.0, gt=0)
+    """alpha_s: a reused unit's keep probability is 1 - exp(-alpha_s a / max a)."""
+    allocate_sharpness: float = Field(default=5.0, gt=0)
+    """alpha_h: an allocated unit's keep probability is exp(-alpha_h u / max u)."""
+    probability_floor: float = Field(default=0.05, ge=0, le=1)
+    """Least keep probability, so that no activation is out of reach."""
+    borrow: bool = True
+    """Feed the units of the most similar earlier session forward, frozen, where a class decides to reuse."""
+
+    mask_scope: Literal["session", "class"] = "session"
+    """Whose mask a sample passes in phase 2 and at inference. `class` is the paper's wording, but a
+    mask that depends on the label tells the network the label: it learns to tell masks apart, and a
+    wrong route confirms itself. `session` is the top-K of the summed counters of the session's classes."""
+    inference: Literal["prototype", "kwta", "none"] = "prototype"
+    """Input mask at inference: the routed class's or session's (`prototype`), the top-K of the input's
+    own z-scores (`kwta`), or no mask (`none`). Bottleneck units are always the routed session's."""
+    routing: Literal["head", "prototype"] = "head"
+    """What chooses the session: the base head's best class, or the nearest prototype."""
+    head: Literal["ridge", "cosine"] = "ridge"
+    """Classifier on base and on subspace features: analytic ridge, or cosine to class prototypes."""
+
+    @model_validator(mode="after")
+    def _units_fit(self) -> SGDSSettings:
+        if self.units_per_session > self.max_units:
+            raise ValueError(
+                f"units_per_session ({self.units_per_session}) is above max_units ({self.max_units}): "
+                "not even one session fits"
+            )
+        return self

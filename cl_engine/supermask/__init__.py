@@ -1,0 +1,1 @@
+"""Supermasks: SupSup, ExSSNeT and KKT over networks whose weights all sessions share."""

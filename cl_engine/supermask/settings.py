@@ -1,0 +1,96 @@
+"""The settings of a supermask method."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cl_engine.masks.density import SUPSUP_CLAMP, erdos_renyi_densities, erdos_renyi_scale
+from cl_engine.supermask.network import MaskedNetwork
+
+Method = Literal["supsup", "ssnet", "exssnet"]
+
+
+class SupermaskSettings(BaseModel):
+    """How one session's subnetwork is found and trained; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    method: Method = "exssnet"
+    """`supsup`: masks only; `exssnet`: then the weights no earlier mask holds; `ssnet`: then every weight
+    of the mask, which forgets (the ablation)."""
+    density: float = Field(default=0.1, gt=0, le=1)
+    """Share of all weights a session's mask keeps."""
+    allocation: Literal["uniform", "erdos_renyi"] = "uniform"
+    """The same density in every layer, or more in layers with few weights per unit."""
+    clamp: float = Field(default=SUPSUP_CLAMP, gt=0, le=1)
+    """Highest density of a layer with `erdos_renyi`."""
+    epochs: int = Field(default=20, ge=1)
+    """Epochs of both phases together, so that methods with and without a weight phase compare fairly."""
+    weight_share: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the epochs that train weights; `supsup` has no such phase and trains masks throughout."""
+    mask_lr: float = Field(default=0.01, gt=0)
+    """Adam's learning rate for scores, falling to 0 along a cosine over the phase."""
+    weight_lr: float = Field(default=0.001, gt=0)
+    """Adam's learning rate for weights, falling to 0 along a cosine over the phase."""
+    batch_size: int = Field(default=64, ge=2)
+    """Samples per step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the forward pass of training computes in; weights, scores and serving stay float32."""
+    kkt: Literal["off", "best", "always", "all"] = "off"
+    """Which earlier scores a new session starts from: none, those of the best session if it beats chance,
+    those of the best in any case, or the mean of all that beat chance. Other than `off`, every session
+    keeps its scores: 4 bytes per weight and session where the mask takes 1/8."""
+    kkt_neighbours: int = Field(default=10, ge=1)
+    """k of the nearest-neighbour vote that ranks earlier sessions; the published code has 200."""
+    kkt_samples: int = Field(default=1000, ge=3)
+    """Most samples of the new session that the vote looks at; bounds KKT's cost."""
+    least_free: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all weights that must still be free when an `exssnet` session starts."""
+    when_full: Literal["refuse", "densify"] = "refuse"
+    """With fewer free weights than `least_free`: raise CapacityExhausted, or raise the session's density
+    so that it can expect as many weights of its own as at the limit."""
+    max_density: float = Field(default=0.5, gt=0, le=1)
+    """Highest density that `densify` may choose."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SupermaskSettings:
+        if self.when_full == "densify" and self.least_free == 0:
+            raise ValueError(
+                "when_full is 'densify' but least_free is 0: set the share below which density rises"
+            )
+        if self.allocation == "erdos_renyi" and self.density > self.clamp:
+            raise ValueError(f"density is {self.density}, above clamp {self.clamp}: no layer may keep more")
+        return self
+
+    @property
+    def weight_epochs(self) -> int:
+        """Epochs of the weight phase."""
+        return 0 if self.method == "supsup" else round(self.epochs * self.weight_share)
+
+    @property
+    def mask_epochs(self) -> int:
+        """Epochs of the mask phase."""
+        return self.epochs - self.weight_epochs
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether sessions keep the scores behind their masks."""
+        return self.kkt != "off"
+
+
+def layer_densities(network: MaskedNetwork, settings: SupermaskSettings) -> dict[str, float]:
+    """Divide the density among the layers."""
+    if settings.allocation == "uniform":
+        return dict.fromkeys(network.weights, settings.density)
+    shapes = {name: tuple(weight.shape) for name, weight in network.weights.items()}
+    scale = erdos_renyi_scale(shapes, settings.density, settings.clamp)
+    return erdos_renyi_densities(shapes, scale, settings.clamp)
+
+
+def overall_density(network: MaskedNetwork, densities: dict[str, float]) -> float:
+    """Return the share of all weights that these layer densities keep."""
+    kept = math.fsum(densities[name] * weight.numel() for name, weight in network.weights.items())
+    return kept / network.size

@@ -1,0 +1,1 @@
+"""The service around `cl_engine`: sources, state, sessions, serving."""

@@ -1,0 +1,1 @@
+"""The message formats of `schema_version` 1: reading them, and building them for producers."""

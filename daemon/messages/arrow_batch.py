@@ -1,0 +1,121 @@
+"""Reading Arrow IPC streams of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import ipc
+
+from daemon.errors import DeadLetter, DeadLetterReason
+from daemon.messages.candidate import Candidate
+from daemon.messages.checks import check_critical, shown
+from daemon.messages.formats import SCHEMA_VERSION
+
+_NAMES = frozenset({"data", "id", "label", "content_type", "schema_version", "critical"})
+_TEXT_COLUMNS = ("id", "label", "content_type")
+# What a stream may grow to when its buffers are decompressed, as a multiple of the message limit.
+_MAX_EXPANSION = 4
+
+
+class ArrowBatch:
+    """A checked Arrow IPC stream.
+
+    Attributes:
+        label, content_type: from the schema's metadata, for rows whose column has none.
+        labelled: whether there is a label column.
+
+    Raises:
+        DeadLetter: not an Arrow stream, damaged, wrong columns, too many rows or too large.
+    """
+
+    def __init__(self, value: bytes, max_rows: int, max_bytes: int) -> None:
+        try:
+            reader = ipc.open_stream(pa.py_buffer(value))
+            schema: Any = reader.schema
+            metadata = {
+                key.decode("utf-8"): text.decode("utf-8") for key, text in (schema.metadata or {}).items()
+            }
+            _check_schema(schema, metadata)
+            self._batches = _read(reader, max_rows, max_bytes * _MAX_EXPANSION)
+        except (pa.ArrowException, UnicodeDecodeError, OSError, ValueError) as error:
+            # pyarrow reports damage found while reading as OSError.
+            raise DeadLetter(
+                DeadLetterReason.BAD_ENVELOPE, f"the message is not a valid Arrow IPC stream: {error}"
+            ) from error
+        self.label = metadata.get("label")
+        self.content_type = metadata.get("content_type")
+        self.labelled = "label" in schema.names
+
+    def samples(self) -> Iterator[Candidate]:
+        """Yield the rows."""
+        for batch in self._batches:
+            data = batch.column("data")
+            columns = {
+                name: batch.column(name).cast(pa.string())
+                for name in _TEXT_COLUMNS
+                if name in batch.schema.names
+            }
+            for row in range(batch.num_rows):
+                texts = {name: column[row].as_py() for name, column in columns.items()}
+                yield Candidate(
+                    texts.get("label") or self.label,
+                    texts.get("content_type") or self.content_type,
+                    texts.get("id"),
+                    data[row].as_py() or b"",
+                )
+
+
+def _check_schema(schema: Any, metadata: dict[str, str]) -> None:
+    version = metadata.get("schema_version", str(SCHEMA_VERSION))
+    if version != str(SCHEMA_VERSION):
+        raise DeadLetter(
+            DeadLetterReason.UNKNOWN_SCHEMA,
+            f"schema_version is {shown(version)}, this release reads {SCHEMA_VERSION}: update the daemon",
+        )
+    check_critical(metadata.get("critical", "").split(","), _NAMES)
+    if len(set(schema.names)) != len(schema.names):
+        raise DeadLetter(DeadLetterReason.BAD_ENVELOPE, "the Arrow schema names a column twice: rename one")
+    if "data" not in schema.names or not _is_binary(schema.field("data").type):
+        raise DeadLetter(DeadLetterReason.BAD_ENVELOPE, "the Arrow schema needs a column data of type binary")
+    for name in _TEXT_COLUMNS:
+        if name in schema.names and not _is_text(schema.field(name).type):
+            raise DeadLetter(
+                DeadLetterReason.BAD_ENVELOPE,
+                f"the Arrow column {name} is of type {schema.field(name).type}: use string",
+            )
+
+
+def _read(reader: Any, max_rows: int, max_bytes: int) -> list[Any]:
+    batches, num_rows, num_bytes = [], 0, 0
+    for batch in reader:
+        # Offsets inside the buffers come from outside: unchecked, reading a cell could leave the buffer.
+        batch.validate(full=True)
+        num_rows += batch.num_rows
+        num_bytes += batch.nbytes
+        if num_rows > max_rows:
+            raise DeadLetter(
+                DeadLetterReason.TOO_LARGE,
+                f"the class batch has more than {max_rows} samples: "
+                "send fewer or raise limits.max_samples_per_message",
+            )
+        if num_bytes > max_bytes:
+            raise DeadLetter(
+                DeadLetterReason.TOO_LARGE,
+                f"the class batch is larger than {max_bytes} bytes once decompressed: send smaller ones",
+            )
+        batches.append(batch)
+    if num_rows == 0:
+        raise DeadLetter(DeadLetterReason.BAD_ENVELOPE, "the class batch has no samples")
+    return batches
+
+
+def _is_binary(kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -1,0 +1,1 @@
+"""Serving: resident generations, batching, and the HTTP service in front of them."""

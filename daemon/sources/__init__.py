@@ -1,0 +1,52 @@
+"""Where messages come from and go to: the settings choose the implementation."""
+
+from __future__ import annotations
+
+from daemon.clock import Clock
+from daemon.settings import EmbeddedSource as EmbeddedSettings
+from daemon.settings import FolderSource as FolderSettings
+from daemon.settings import SourceSettings
+from daemon.sources.base import Sink, Source
+from daemon.sources.embedded import EmbeddedSink, EmbeddedSource
+from daemon.sources.log import EmbeddedLog
+
+__all__ = ["labelled_topic", "open_sink", "open_source"]
+
+
+def labelled_topic(stream: str, settings: SourceSettings) -> str:
+    """Return the topic that a stream's samples are read from."""
+    if isinstance(settings, FolderSettings):
+        return stream
+    return settings.topic or stream
+
+
+def open_source(stream: str, settings: SourceSettings, log: EmbeddedLog, clock: Clock) -> Source:
+    """Return a stream's source, not started yet.
+
+    Args:
+        stream: the stream's name.
+        settings: what the configuration says.
+        log: the embedded log of the state directory, which `embedded` and `folder` read from.
+        clock: time.
+    """
+    topic = labelled_topic(stream, settings)
+    if isinstance(settings, EmbeddedSettings):
+        return EmbeddedSource(log, topic, clock)
+    if isinstance(settings, FolderSettings):
+        # It knows the image formats, and with them imports torch, which producers do without.
+        from daemon.sources.folder import FolderSource
+
+        return FolderSource(settings, log, topic, clock)
+    # Only a stream from Kafka needs the client.
+    from daemon.sources.kafka import KafkaSource
+
+    return KafkaSource(settings, clock)
+
+
+def open_sink(settings: SourceSettings, log: EmbeddedLog) -> Sink:
+    """Return a producer to the log that a stream's source reads from."""
+    if isinstance(settings, EmbeddedSettings | FolderSettings):
+        return EmbeddedSink(log)
+    from daemon.sources.kafka import KafkaSink
+
+    return KafkaSink(settings)

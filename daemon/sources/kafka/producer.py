@@ -1,0 +1,116 @@
+"""The `kafka` sink: dead letters, events and predictions, confirmed before anything is committed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from kafka import KafkaProducer
+from kafka import errors as kafka_errors
+
+from daemon import settings as config
+from daemon.errors import MessageRefused, SourceUnavailable
+from daemon.sources.base import Message
+from daemon.sources.kafka.security import connection_options
+
+IDEMPOTENCY_HEADER = "idempotency-key"
+
+# No retry changes these; everything else may pass with time.
+REFUSALS = (
+    kafka_errors.MessageSizeTooLargeError,
+    kafka_errors.RecordListTooLargeError,
+    kafka_errors.InvalidTopicError,
+    kafka_errors.AuthorizationError,
+    kafka_errors.InvalidRecordError,
+)
+
+
+class KafkaSink:
+    """Idempotent producer to any topic of the cluster; connects at the first message.
+
+    Within one producer session the broker drops repeated sends. Beyond it (a restart between send and
+    commit) a message may appear twice: its idempotency key travels as the header `idempotency-key`, by
+    which a reader can tell.
+
+    Args:
+        settings: the cluster; the topic it names is not used.
+    """
+
+    def __init__(self, settings: config.KafkaSource) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._producer: KafkaProducer | None = None
+        self._closed = False
+
+    def send(self, topic: str, messages: Sequence[Message]) -> None:
+        """Append messages and return when all in-sync replicas have them.
+
+        Raises:
+            SourceUnavailable: not all was confirmed within `delivery_timeout_seconds`.
+            MessageRefused: the cluster will never take one of them; the others may have been appended.
+            ValueError: a message has neither value nor key.
+        """
+        for message in messages:
+            if message.value is None and message.key is None:
+                raise ValueError(
+                    f"message to {topic}: value and key are both None: a tombstone needs its key"
+                )
+        timeout = self._settings.delivery_timeout_seconds
+        try:
+            producer = self._connected()
+            futures = [producer.send(topic, value=m.value, key=m.key, headers=_headers(m)) for m in messages]
+            producer.flush(timeout)
+            for future in futures:
+                future.get(timeout=timeout)
+        except REFUSALS as error:
+            raise MessageRefused(
+                f"topic {topic}: refused: {error}; check the topic's max.message.bytes, its name and its ACLs"
+            ) from error
+        except (kafka_errors.KafkaError, OSError) as error:
+            servers = ", ".join(self._settings.bootstrap_servers)
+            raise SourceUnavailable(
+                f"{servers}: {len(messages)} messages to {topic} not confirmed: {error}"
+            ) from error
+
+    def close(self) -> None:
+        """Wait for what is under way and release the connections; idempotent."""
+        with self._lock:
+            producer, self._producer, self._closed = self._producer, None, True
+        if producer is not None:
+            producer.close(timeout=self._settings.delivery_timeout_seconds)
+
+    def _connected(self) -> KafkaProducer:
+        with self._lock:
+            assert not self._closed, "a closed sink sends nothing"
+            if self._producer is None:
+                self._producer = self._connect()
+            return self._producer
+
+    def _connect(self) -> KafkaProducer:
+        s = self._settings
+        options = connection_options(s)
+        # Kafka's rule: a delivery must have room for one request and the linger before it.
+        request = min(s.request_timeout_seconds, s.delivery_timeout_seconds - s.linger_seconds)
+        return KafkaProducer(
+            **options
+            | {
+                "request_timeout_ms": int(request * 1000),
+                "delivery_timeout_ms": round(s.delivery_timeout_seconds * 1000),
+                "max_block_ms": round(s.delivery_timeout_seconds * 1000),
+                "acks": "all",
+                "enable_idempotence": True,
+                "compression_type": None if s.compression == "none" else s.compression,
+                "linger_ms": round(s.linger_seconds * 1000),
+                "batch_size": s.batch_bytes,
+                "max_request_size": s.max_message_bytes,
+                "allow_auto_create_topics": False,
+                "metrics_enabled": False,
+            }
+        )
+
+
+def _headers(message: Message) -> list[tuple[str, bytes]]:
+    headers = list(message.headers.items())
+    if message.idempotency_key is not None:
+        headers.append((IDEMPOTENCY_HEADER, message.idempotency_key.encode()))
+    return headers

@@ -1,0 +1,62 @@
+"""SQLite engines for `state.db` and `topics.db`, with the pragmas that durability rests on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+# A writer waits this long for another process's transaction before it gives up; ours take milliseconds.
+BUSY_SECONDS = 30.0
+
+
+def sqlite_engine(path: Path, *, read_only: bool = False) -> Engine:
+    """Return an engine on one SQLite file in WAL mode with full synchronisation.
+
+    A transaction begins as a snapshot for reading; `writing(engine)` gives the same pool with
+    transactions that take the write lock at once.
+
+    Args:
+        path: the database file; created unless `read_only`.
+        read_only: refuse every write, and do not create the file.
+    """
+    mode = "rw" if read_only else "rwc"
+    url = URL.create(
+        "sqlite+pysqlite", database=f"file:{path.absolute()}", query={"uri": "true", "mode": mode}
+    )
+    engine = create_engine(
+        url,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        pool_size=8,
+        max_overflow=32,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        # The driver's own transaction handling begins none for a SELECT; `_begin` does it for all.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        if read_only:
+            # Not `mode=ro`: after a kill the write-ahead log is recovered by whoever opens first.
+            cursor.execute("PRAGMA query_only=ON")
+        else:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+    return engine
+
+
+def writing(engine: Engine) -> Engine:
+    """Return the engine with transactions that hold the write lock from their first instruction.
+
+    A transaction that reads first and writes later fails on SQLite when another one wrote in
+    between, and no busy timeout helps. Other databases ignore the option.
+    """
+    return engine.execution_options(begin="BEGIN IMMEDIATE")

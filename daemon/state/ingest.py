@@ -1,0 +1,166 @@
+"""What happens to the tables when samples arrive; each function is part of one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from daemon.sources.base import Place
+from daemon.state.base import ClassState, NewSample, StoreResult, StreamCounts
+from daemon.state.holdout import is_holdout
+from daemon.state.schema import classes, offsets, samples, totals
+
+# Databases bound the parameters of one statement; SQLite's oldest bound is 999.
+_CHUNK = 500
+
+T = TypeVar("T")
+
+
+def chunks(items: Sequence[T], size: int = _CHUNK) -> Iterator[Sequence[T]]:
+    """Cut a sequence into pieces that fit one statement's parameters."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def store(
+    connection: Connection,
+    stream: str,
+    arrived: Sequence[NewSample],
+    dead_lettered: int,
+    next_offsets: Mapping[Place, int],
+    *,
+    fraction: float,
+    now: float,
+) -> StoreResult:
+    """Insert new samples and classes, add to the totals and move the offsets."""
+    known = _known_ids(connection, stream, [sample.id for sample in arrived])
+    fresh: dict[str, NewSample] = {}
+    for sample in arrived:
+        if sample.id not in known:
+            fresh.setdefault(sample.id, sample)
+    class_ids, new_class_ids = _class_ids(connection, stream, (s.label for s in fresh.values()), now)
+    if fresh:
+        connection.execute(
+            insert(samples), [_row(stream, s, class_ids[s.label], fraction, now) for s in fresh.values()]
+        )
+    _add_totals(connection, stream, len(fresh), len(arrived) - len(fresh), dead_lettered)
+    for place, offset in next_offsets.items():
+        _move_offset(connection, stream, place, offset)
+    return StoreResult(
+        stored=len(fresh),
+        duplicate_ids=frozenset(known),
+        dead_lettered=dead_lettered,
+        new_class_ids=new_class_ids,
+    )
+
+
+def next_offsets(connection: Connection, stream: str) -> dict[Place, int]:
+    """Read the next offset wanted per partition."""
+    rows = connection.execute(
+        select(offsets.c.topic, offsets.c.partition, offsets.c.next_offset).where(offsets.c.stream == stream)
+    )
+    return {Place(row.topic, row.partition): row.next_offset for row in rows}
+
+
+def counts(connection: Connection, stream: str) -> StreamCounts:
+    """Read the durable totals."""
+    row = connection.execute(select(totals).where(totals.c.stream == stream)).one_or_none()
+    return (
+        StreamCounts(0, 0, 0) if row is None else StreamCounts(row.stored, row.duplicate, row.dead_lettered)
+    )
+
+
+def _row(stream: str, sample: NewSample, class_id: int, fraction: float, now: float) -> dict[str, Any]:
+    return {
+        "stream": stream,
+        "id": sample.id,
+        "class_id": class_id,
+        "holdout": is_holdout(stream, sample.id, fraction),
+        "session": None,
+        "arrived_at": now,
+        "timestamp": sample.timestamp,
+        "topic": sample.place.topic,
+        "partition": sample.place.partition,
+        "offset": sample.offset,
+        "position": sample.position,
+        "content_type": sample.content_type,
+        "payload": sample.payload,
+    }
+
+
+def _known_ids(connection: Connection, stream: str, ids: Sequence[str]) -> set[str]:
+    known: set[str] = set()
+    for piece in chunks(ids):
+        known.update(
+            connection.scalars(
+                select(samples.c.id).where(samples.c.stream == stream, samples.c.id.in_(piece))
+            )
+        )
+    return known
+
+
+def _class_ids(
+    connection: Connection, stream: str, labels: Iterable[str], now: float
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    wanted = list(dict.fromkeys(labels))
+    found: dict[str, int] = {}
+    for piece in chunks(wanted):
+        rows = connection.execute(
+            select(classes.c.label, classes.c.id).where(
+                classes.c.stream == stream, classes.c.label.in_(piece)
+            )
+        )
+        found.update({row.label: row.id for row in rows})
+    new = [label for label in wanted if label not in found]
+    if not new:
+        return found, ()
+    last = connection.scalar(select(func.max(classes.c.id)).where(classes.c.stream == stream))
+    first = 0 if last is None else last + 1
+    numbered = {label: first + n for n, label in enumerate(new)}
+    connection.execute(
+        insert(classes),
+        [
+            {"stream": stream, "id": n, "label": label, "state": ClassState.PENDING.value, "first_seen": now}
+            for label, n in numbered.items()
+        ],
+    )
+    return found | numbered, tuple(numbered.values())
+
+
+def _add_totals(connection: Connection, stream: str, stored: int, duplicate: int, dead_lettered: int) -> None:
+    # The caller holds the write lock, so nobody inserts the row between the update and the insert.
+    updated = connection.execute(
+        update(totals)
+        .where(totals.c.stream == stream)
+        .values(
+            stored=totals.c.stored + stored,
+            duplicate=totals.c.duplicate + duplicate,
+            dead_lettered=totals.c.dead_lettered + dead_lettered,
+        )
+    )
+    if updated.rowcount == 0:
+        connection.execute(
+            insert(totals).values(
+                stream=stream, stored=stored, duplicate=duplicate, dead_lettered=dead_lettered
+            )
+        )
+
+
+def _move_offset(connection: Connection, stream: str, place: Place, offset: int) -> None:
+    updated = connection.execute(
+        update(offsets)
+        .where(
+            offsets.c.stream == stream,
+            offsets.c.topic == place.topic,
+            offsets.c.partition == place.partition,
+        )
+        .values(next_offset=offset)
+    )
+    if updated.rowcount == 0:
+        connection.execute(
+            insert(offsets).values(
+                stream=stream, topic=place.topic, partition=place.partition, next_offset=offset
+            )
+        )
