@@ -14,8 +14,8 @@ help: ## List the targets
 
 venv: $(STAMP) ## Make the virtual environment
 
-$(STAMP): pyproject.toml scripts/make-venv.sh
-	@PYTHON='$(PYTHON)' scripts/make-venv.sh '$(VENV)'
+$(STAMP): pyproject.toml deploy/make-venv.sh
+	@PYTHON='$(PYTHON)' deploy/make-venv.sh '$(VENV)'
 	@touch '$@'
 
 demo: $(STAMP) ## Learn CIFAR-10 live while answering requests; ARGS='--keep --json FILE'

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 # Softmax sharpness: ridge scores lie near 0 and 1, cosines within a few tenths of each other.
-SHARPNESSES = tuple(2.0 ** (exponent / 2) for exponent in range(0, 17))
+SHARPNESSES = tuple(math.pow(2.0, exponent / 2) for exponent in range(17))
 DEFAULT_SHARPNESS = 8.0
 # Enough to resolve the 99th percentile; keeps the table at 4 KiB.
 MAX_DISTANCES = 1024

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +37,23 @@ class BaseFeatures:
     def rows(self, index: Tensor) -> BaseFeatures:
         """Select some samples."""
         return BaseFeatures(self.features[index], None if self.tokens is None else self.tokens[index])
+
+
+class Extract(Protocol):
+    """How learners get base features: `extract`, or something that remembers what it has computed."""
+
+    def __call__(
+        self,
+        backbone: FrozenVisionTransformer,
+        samples: SampleSet,
+        feature_blocks: int,
+        continue_from: int | None = None,
+        *,
+        indices: Sequence[int] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> BaseFeatures:
+        """Extract base features of a sample set; see `extract`."""
+        ...
 
 
 def base_pass(

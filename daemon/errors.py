@@ -1,28 +1,28 @@
 """Every exception that `daemon` raises on purpose.
 
-    DaemonError
-    ├── ConfigError           the settings are wrong; the message lists every mistake
-    ├── StreamError
-    │   ├── DeadLetter           a record that can never be accepted; goes to the dead-letter topic
-    │   ├── OffsetGap            records between the stored offset and the log's start are gone
-    │   ├── SourceUnavailable    the broker, log or folder cannot be reached now
-    │   └── MessageRefused       the log will never take this message
-    ├── SessionError
-    │   ├── TrainerCrashed       the trainer process ended without a result
-    │   └── PromotionRejected    the gate refused a generation
-    ├── SwapError             a generation could not be made live; the old one still answers
-    ├── ServingError          a request could not be answered
-    │   ├── BadRequest           the request is malformed; the message says what to send instead
-    │   ├── TooLarge             the request is above a size limit
-    │   ├── UnknownStream        no stream of that name is served here
-    │   ├── UnknownGeneration    the stream has no such generation, or it is no longer resident
-    │   ├── NotReady             the stream has no live generation yet
-    │   ├── Overloaded           the queue is full, or the service is stopping
-    │   └── RequestTimeout       no answer within the time allowed
-    └── StateError
-        ├── StateLocked          another daemon owns the state directory
-        ├── FencedOwner          another daemon has taken over since; nothing was written
-        └── StateVersionMismatch another release wrote the state
+DaemonError
+├── ConfigError           the settings are wrong; the message lists every mistake
+├── StreamError
+│   ├── DeadLetter           a record that can never be accepted; goes to the dead-letter topic
+│   ├── OffsetGap            records between the stored offset and the log's start are gone
+│   ├── SourceUnavailable    the broker, log or folder cannot be reached now
+│   └── MessageRefused       the log will never take this message
+├── SessionError
+│   ├── TrainerCrashed       the trainer process ended without a result
+│   └── PromotionRejected    the gate refused a generation
+├── SwapError             a generation could not be made live; the old one still answers
+├── ServingError          a request could not be answered
+│   ├── BadRequest           the request is malformed; the message says what to send instead
+│   ├── TooLarge             the request is above a size limit
+│   ├── UnknownStream        no stream of that name is served here
+│   ├── UnknownGeneration    the stream has no such generation, or it is no longer resident
+│   ├── NotReady             the stream has no live generation yet
+│   ├── Overloaded           the queue is full, or the service is stopping
+│   └── RequestTimeout       no answer within the time allowed
+└── StateError
+    ├── StateLocked          another daemon owns the state directory
+    ├── FencedOwner          another daemon has taken over since; nothing was written
+    └── StateVersionMismatch another release wrote the state
 """
 
 from __future__ import annotations

@@ -80,6 +80,60 @@ class Metrics:
         self.consumer_paused = Gauge(
             "accrete_consumer_paused", "1 while intake is paused by an operator.", ("stream",), registry=r
         )
+        self.group_poll = Gauge(
+            "accrete_consumer_group_poll_timestamp_seconds",
+            "When the thread that keeps the membership of the consumer group last polled.",
+            ("stream",),
+            registry=r,
+        )
+        self.fetch_paused = Gauge(
+            "accrete_consumer_fetch_paused",
+            "1 while a Kafka source fetches nothing, by reason: intake asked for it, or its queue is full.",
+            ("stream", "reason"),
+            registry=r,
+        )
+        self.consumer_position = Gauge(
+            "accrete_consumer_position",
+            "Next offset to be handed to intake, of each partition assigned to this member.",
+            ("stream", "partition"),
+            registry=r,
+        )
+        self.partition_stalled = Gauge(
+            "accrete_consumer_partition_stalled",
+            "1 for a partition that is assigned, not paused and behind, and gives no record for too long.",
+            ("stream", "partition"),
+            registry=r,
+        )
+        self.queued_records = Gauge(
+            "accrete_consumer_queue_records", "Records fetched ahead of intake.", ("stream",), registry=r
+        )
+        self.queued_bytes = Gauge(
+            "accrete_consumer_queue_bytes", "Bytes fetched ahead of intake.", ("stream",), registry=r
+        )
+        self.rebalances = Counter(
+            "accrete_consumer_rebalances",
+            "Times that the group gave partitions to this member or took some away, by kind.",
+            ("stream", "kind"),
+            registry=r,
+        )
+        self.stale_records = Counter(
+            "accrete_consumer_stale_records",
+            "Fetched records dropped because their partition had moved meanwhile; its owner reads them.",
+            ("stream",),
+            registry=r,
+        )
+        self.commit_failures = Counter(
+            "accrete_consumer_commit_failures",
+            "Offset commits that the group refused or that did not arrive; the state's offsets stand.",
+            ("stream",),
+            registry=r,
+        )
+        self.gap_records = Counter(
+            "accrete_consumer_gap_records",
+            "Records that retention removed before they were read, skipped by on_gap.",
+            ("stream",),
+            registry=r,
+        )
         self.buffered_samples = Gauge(
             "accrete_buffered_samples",
             "Training samples not learnt yet: ready (its class has enough) or waiting.",

@@ -69,6 +69,7 @@ step "building"
 image build --isolation chroot --network host --format docker --layers \
     --build-arg "BASE=$base" --build-arg "TORCH_INDEX=${TORCH_INDEX-}" \
     --file deploy/Dockerfile --tag localhost/accrete .
+image rmi --prune >/dev/null # what an earlier build left: gigabytes
 
 free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
@@ -80,12 +81,19 @@ configured() { # FIELD of the image's configuration, one item a line
 container=$(image from localhost/accrete)
 log=$(mktemp)
 server=
+stop() { # the whole process group; returns 1 if SIGTERM was not enough
+    local deadline=$((SECONDS + 60))
+    [[ -n $server ]] || return 0
+    kill -TERM -- "-$server" 2>/dev/null || true
+    while kill -0 -- "-$server" 2>/dev/null; do
+        ((SECONDS < deadline)) || { kill -KILL -- "-$server"; return 1; }
+        sleep 0.2
+    done
+    server=
+}
 finish() {
     status=$?
-    if [[ -n $server ]]; then
-        kill -TERM -- "-$server" 2>/dev/null || true
-        wait "$server" 2>/dev/null || true
-    fi
+    stop || true
     [[ $status == 0 ]] || cat "$log" >&2
     image rm "$container" >/dev/null 2>&1 || true
     unmount || true
@@ -96,11 +104,11 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 port=$(free_port)
+token=$(python3 -c 'import secrets; print(secrets.token_hex(16))')
 run() {
     image run --isolation chroot --network host \
         --env "ACCRETE_SERVING__PORT=$port" --env "ACCRETE_SERVING__TOKEN=$token" "$container" -- "$@"
 }
-token=$(python3 -c 'import secrets; print(secrets.token_hex(16))')
 
 user=$(run id -u)
 [[ $user != 0 ]] || { echo "the image runs as root" >&2; exit 1; }
@@ -124,3 +132,5 @@ mapfile -t health < <(configured Healthcheck.Test)
 [[ ${health[0]-} == CMD ]] || { echo "the image has no HEALTHCHECK" >&2; exit 1; }
 run "${health[@]:1}" || { echo "the image's HEALTHCHECK fails beside a ready server" >&2; exit 1; }
 step "the image's HEALTHCHECK agrees"
+stop || { echo "the server did not stop within 60 s of SIGTERM" >&2; exit 1; }
+step "stopped"

@@ -85,7 +85,7 @@ def _read_tar(archive: Path, wanted: Sequence[str]) -> dict[str, bytes]:
 def _read_deb(archive: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
         tarfile.open(fileobj=process.stdout, mode="r|") as opened,
     ):
         return _regular_files(opened, wanted)

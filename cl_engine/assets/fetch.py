@@ -54,17 +54,21 @@ def fetch_asset(
         sleep: waits between attempts; tests pass a fake.
 
     Raises:
-        AssetError: every source failed, or the archive could not be converted.
+        AssetError: every source failed, the archive could not be converted, or the cache directory
+            cannot be made.
     """
     target = cache / asset.directory
     if is_complete(target):
         return target
     report = on_progress or (lambda _step, _done, _total: None)
-    cache.mkdir(parents=True, exist_ok=True)
+    _make_directory(cache)
+    unfinished = f".fetch-{asset.directory}-"
     with _lock(cache / f".{asset.directory}.lock"):
         if is_complete(target):
             return target
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
+        for left_over in cache.glob(f"{unfinished}*"):
+            shutil.rmtree(left_over)  # Of a process that was killed: we hold its lock.
+        with tempfile.TemporaryDirectory(prefix=unfinished, dir=cache) as scratch:
             archive, source = _obtain(asset, cache, Path(scratch), report, sleep)
             made = Path(scratch) / "made"
             made.mkdir()
@@ -81,8 +85,8 @@ def is_complete(directory: Path) -> bool:
     try:
         files = json.loads((directory / MANIFEST).read_text())["files"]
         return all((directory / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-    except FileNotFoundError:
-        return False
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # Absent, cut short or not ours: in each case it is made again.
 
 
 def verify(directory: Path) -> None:
@@ -158,8 +162,19 @@ def _convert(asset: Asset, source: Source, archive: Path, made: Path, report: On
     manifest = {"asset": asset.name, "source": source.describe(), "licence": asset.licence, "files": files}
     (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in made.iterdir():
+        path.chmod(0o644)  # A cache filled by one user (an image's build) is read by another.
         _sync(path)
     report("convert", source.size, source.size)
+
+
+def _make_directory(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssetError(
+            f"the asset cache {cache} cannot be made ({error.strerror}): "
+            "set ACCRETE_CACHE to a directory that can be written"
+        ) from error
 
 
 def _sync(path: Path) -> None:

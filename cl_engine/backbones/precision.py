@@ -15,7 +15,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r}: this machine has no CUDA device that torch can use; use 'auto' or 'cpu'")
+        raise ValueError(
+            f"device {name!r}: this machine has no CUDA device that torch can use; use 'auto' or 'cpu'"
+        )
     return device
 
 

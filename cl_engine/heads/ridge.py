@@ -23,7 +23,7 @@ from torch import Tensor
 
 FOLDS = 2
 # Half-decades; the search climbs from the previous session's strength and seldom moves far.
-STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-4, 15))
+STRENGTHS = tuple(math.pow(10.0, exponent / 2) for exponent in range(-4, 15))
 START_STRENGTH = 1e3
 
 

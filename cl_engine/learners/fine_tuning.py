@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cl_engine import calibration
 from cl_engine.backbones import FrozenVisionTransformer
 from cl_engine.errors import Diverged, UnsupportedGeneration
-from cl_engine.features import BaseFeatures, base_pass, extract
+from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
 from cl_engine.learners.base import Prediction, Progress, ProgressListener
 from cl_engine.learners.table import class_table
@@ -50,8 +49,13 @@ class FineTuningLearner:
 
     method = METHOD
 
-    def __init__(self, backbone: FrozenVisionTransformer, settings: FineTuningSettings | None = None) -> None:
-        self.backbone = backbone
+    def __init__(
+        self,
+        backbone: FrozenVisionTransformer,
+        settings: FineTuningSettings | None = None,
+        extract: Extract = extract,
+    ) -> None:
+        self.backbone, self._extract = backbone, extract
         self.settings = settings or FineTuningSettings()
 
     def servable(self, generation: Generation) -> FineTuningServable:
@@ -76,7 +80,7 @@ class FineTuningLearner:
         settings, backbone = self.settings, self.backbone
         table = class_table(previous, data)
         first = backbone.depth - settings.adapter_blocks
-        tokens = extract(backbone, data.train, 1, first).tokens
+        tokens = self._extract(backbone, data.train, 1, first).tokens
         assert tokens is not None
         column_of = {entry.id: column for column, entry in enumerate(table)}
         columns = torch.tensor([column_of[int(c)] for c in data.train.labels], device=backbone.device)
@@ -86,14 +90,16 @@ class FineTuningLearner:
         optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate)
         for epoch in range(settings.epochs):
             order = torch.randperm(len(columns), generator=draw).to(backbone.device)
-            batches = order.split(settings.batch_size)
+            batches = torch.split(order, settings.batch_size)
             for step, rows in enumerate(batches):
                 done = (epoch + step / len(batches)) / settings.epochs
                 for group in optimiser.param_groups:
                     group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
                 loss = cross_entropy(logits(backbone, tokens[rows], first, weights), columns[rows])
                 if not math.isfinite(float(loss.detach())):
-                    raise Diverged(f"the loss is {float(loss.detach())} in epoch {epoch}: lower learning_rate")
+                    raise Diverged(
+                        f"the loss is {float(loss.detach())} in epoch {epoch}: lower learning_rate"
+                    )
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

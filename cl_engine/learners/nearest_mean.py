@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_engine import calibration
 from cl_engine.backbones import FrozenVisionTransformer
 from cl_engine.errors import UnsupportedGeneration
-from cl_engine.features import BaseFeatures, base_pass, extract
+from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics
 from cl_engine.heads.prototypes import cosine_scores
@@ -37,8 +37,13 @@ class NearestMeanLearner:
 
     method = METHOD
 
-    def __init__(self, backbone: FrozenVisionTransformer, settings: NearestMeanSettings | None = None) -> None:
-        self.backbone = backbone
+    def __init__(
+        self,
+        backbone: FrozenVisionTransformer,
+        settings: NearestMeanSettings | None = None,
+        extract: Extract = extract,
+    ) -> None:
+        self.backbone, self._extract = backbone, extract
         self.settings = settings or NearestMeanSettings()
 
     def servable(self, generation: Generation) -> NearestMeanServable:
@@ -57,7 +62,7 @@ class NearestMeanLearner:
         del checkpoint
         report = on_progress or (lambda progress: None)
         table = class_table(previous, data)
-        features = extract(self.backbone, data.train, self.settings.feature_blocks).features
+        features = self._extract(self.backbone, data.train, self.settings.feature_blocks).features
         column_of = {entry.id: column for column, entry in enumerate(table)}
         columns = torch.tensor([column_of[int(c)] for c in data.train.labels], dtype=torch.int64)
         state = PrototypeStatistics.empty(features.shape[1])
@@ -66,7 +71,7 @@ class NearestMeanLearner:
             state = PrototypeStatistics(stored["total"], stored["count"])
         state = state.updated(features, columns, len(table))
         new = [i for i, c in enumerate(data.holdout.labels.tolist()) if c in data.new_classes]
-        held = extract(self.backbone, data.holdout, self.settings.feature_blocks, indices=new).features
+        held = self._extract(self.backbone, data.holdout, self.settings.feature_blocks, indices=new).features
         prototypes = state.prototypes()
         scores = cosine_scores(held, prototypes).cpu()
         truth = torch.tensor([column_of[int(data.holdout.labels[i])] for i in new], dtype=torch.int64)

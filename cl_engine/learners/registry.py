@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from cl_engine.backbones import FrozenModel, FrozenVisionTransformer
 from cl_engine.errors import UnsupportedGeneration
+from cl_engine.features import Extract
+from cl_engine.features import extract as extract_features
 from cl_engine.generation import Generation
 from cl_engine.learners.base import Learner, Servable
 from cl_engine.learners.fine_tuning import FineTuningLearner, FineTuningSettings
@@ -18,7 +20,9 @@ from cl_engine.sgds import SGDSLearner, SGDSSettings
 
 
 class _Factory(Protocol):
-    def __call__(self, backbone: FrozenVisionTransformer, settings: Any) -> Learner: ...
+    def __call__(
+        self, backbone: FrozenVisionTransformer, settings: Any, extract: Extract = ...
+    ) -> Learner: ...
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,19 @@ def check_options(method: str, options: Mapping[str, Any]) -> BaseModel:
         raise ValueError(f"options of method {method!r}: {wrong}") from error
 
 
-def create(method: str, backbone: FrozenModel, options: Mapping[str, Any] | None = None) -> Learner:
+def create(
+    method: str,
+    backbone: FrozenModel,
+    options: Mapping[str, Any] | None = None,
+    extract: Extract = extract_features,
+) -> Learner:
     """Build a learner.
 
     Args:
         method: one of `methods()`.
         backbone: the frozen network.
         options: the method's settings; defaults where left out.
+        extract: where base features come from.
 
     Raises:
         ValueError: unknown method or option, or a backbone that is not a plain vision transformer.
@@ -78,7 +88,7 @@ def create(method: str, backbone: FrozenModel, options: Mapping[str, Any] | None
             f"method {method!r} reads a vision transformer block by block; backbone {backbone.id} is none: "
             "choose a timm model of class VisionTransformer"
         )
-    return _method(method).factory(backbone, settings)
+    return _method(method).factory(backbone, settings, extract)
 
 
 def servable(backbone: FrozenModel, generation: Generation) -> Servable:

@@ -42,7 +42,9 @@ def first_adapted_block(backbone: FrozenVisionTransformer, settings: SGDSSetting
     """
     for name in ("adapter_blocks", "feature_blocks"):
         if getattr(settings, name) > backbone.depth:
-            raise ValueError(f"{name} ({getattr(settings, name)}) is above the backbone's {backbone.depth} blocks")
+            raise ValueError(
+                f"{name} ({getattr(settings, name)}) is above the backbone's {backbone.depth} blocks"
+            )
     return backbone.depth - settings.adapter_blocks
 
 
@@ -92,7 +94,9 @@ class AnswerNetwork:
         """Return base scores (B, C) and cosines to the prototypes (B, C) of raw base features."""
         standard = (features - self.mean) / self.scale
         cosines = cosine_scores(standard, self.prototypes)
-        return (cosines if self.settings.head == "cosine" else ridge_scores(standard, self.base_weights)), cosines
+        return (
+            cosines if self.settings.head == "cosine" else ridge_scores(standard, self.base_weights)
+        ), cosines
 
     def subspace_features(self, tokens: Tensor, subspace: Tensor, column: Tensor) -> Tensor:
         """Return standardised adapted features (B, D2) of rows routed to subspaces.

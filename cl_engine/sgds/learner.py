@@ -31,7 +31,7 @@ from cl_engine import calibration
 from cl_engine.backbones import FrozenVisionTransformer
 from cl_engine.checkpoint import load_checkpoint, save_checkpoint
 from cl_engine.errors import CapacityExhausted, UnsupportedGeneration
-from cl_engine.features import BaseFeatures, extract
+from cl_engine.features import BaseFeatures, Extract, extract
 from cl_engine.generation import ClassEntry, Generation
 from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser, fit_ridge, leave_one_out
 from cl_engine.heads.ridge import START_STRENGTH, fold_of
@@ -59,12 +59,18 @@ class SGDSLearner:
     Args:
         backbone: a plain vision transformer.
         settings: see `SGDSSettings`.
+        extract: where base features come from.
     """
 
     method = METHOD
 
-    def __init__(self, backbone: FrozenVisionTransformer, settings: SGDSSettings | None = None) -> None:
-        self.backbone = backbone
+    def __init__(
+        self,
+        backbone: FrozenVisionTransformer,
+        settings: SGDSSettings | None = None,
+        extract: Extract = extract,
+    ) -> None:
+        self.backbone, self.extract = backbone, extract
         self.settings = settings or SGDSSettings()
         self.first = first_adapted_block(backbone, self.settings)
 
@@ -99,7 +105,7 @@ class SGDSLearner:
             )
         content = None if previous is None else read_content(previous)
         table = class_table(previous, data)
-        base = extract(
+        base = self.extract(
             self.backbone,
             data.train,
             self.settings.feature_blocks,
@@ -128,7 +134,7 @@ class _Session:
         table: tuple[ClassEntry, ...],
         base: BaseFeatures,
     ) -> None:
-        self.backbone, self.settings = learner.backbone, learner.settings
+        self.backbone, self.settings, self.extract = learner.backbone, learner.settings, learner.extract
         self.data, self.previous, self.table, self.base = data, previous, table, base
         column_of = {entry.id: column for column, entry in enumerate(table)}
         self.columns = torch.tensor([column_of[int(c)] for c in data.train.labels], dtype=torch.int64)
@@ -255,7 +261,7 @@ class _Session:
             seen[index - first].append(inputs.float().mean(dim=1))
             return torch.zeros_like(inputs)
 
-        for tokens in self.base.tokens.split(self.settings.batch_size):
+        for tokens in torch.split(self.base.tokens, self.settings.batch_size):
             for _ in self.backbone.advance(tokens, first, self.backbone.depth, record):
                 pass
         layers = [Standardiser.fit(torch.cat(layer)) for layer in seen]
@@ -276,9 +282,7 @@ class _Session:
     def _borrowed(self) -> int | None:
         if self.strategy is None or not self.settings.borrow:
             return None
-        return session_to_borrow(
-            self.strategy, self.content.class_subspace, len(self.content.subspaces)
-        )
+        return session_to_borrow(self.strategy, self.content.class_subspace, len(self.content.subspaces))
 
     def _training_input(self) -> TrainingInput:
         assert self.strategy is not None
@@ -350,7 +354,7 @@ class _Session:
         assert self.base.tokens is not None
         network = AnswerNetwork(self.backbone, self.settings, content)
         parts = []
-        for rows in own.split(self.settings.batch_size):
+        for rows in torch.split(own, self.settings.batch_size):
             index = rows.to(self.backbone.device)
             subspace = torch.full((len(rows),), number, device=self.backbone.device)
             parts.append(
@@ -395,7 +399,7 @@ class _Session:
             content = replace(trial, blend=torch.cat([trial.blend[:-1], torch.tensor([blend])]))
             network = AnswerNetwork(self.backbone, self.settings, content)
             scores = torch.cat(
-                [network.scores(base.rows(part))[0] for part in torch.arange(len(rows)).split(32)]
+                [network.scores(base.rows(part))[0] for part in torch.split(torch.arange(len(rows)), 32)]
             )
             member = (network.class_subspace == number)[None, :]
             correct.append(int((scores.where(member, -torch.inf).argmax(dim=1) == truth).sum()))
@@ -409,8 +413,8 @@ class _Session:
         if not new:
             return content
         network = AnswerNetwork(self.backbone, self.settings, content)
-        base = extract(self.backbone, holdout, self.settings.feature_blocks, network.first, indices=new)
-        parts = [network.scores(base.rows(part)) for part in torch.arange(len(new)).split(32)]
+        base = self.extract(self.backbone, holdout, self.settings.feature_blocks, network.first, indices=new)
+        parts = [network.scores(base.rows(part)) for part in torch.split(torch.arange(len(new)), 32)]
         column_of = {entry.id: column for column, entry in enumerate(self.table)}
         truth = torch.tensor([column_of[int(holdout.labels[i])] for i in new])
         sharpness = calibration.fit_sharpness(torch.cat([scores for scores, _ in parts]).cpu(), truth)
@@ -426,7 +430,10 @@ class _Session:
         if self.strategy is None:
             return {}
         return {
-            "choices": {str(c): choice.value for c, choice in zip(self.data.new_classes, self.strategy.choices, strict=True)},
+            "choices": {
+                str(c): choice.value
+                for c, choice in zip(self.data.new_classes, self.strategy.choices, strict=True)
+            },
             "reuse_share": sum(c is Choice.REUSE for c in self.strategy.choices) / len(self.strategy.choices),
             "s_old": [round(v, 6) for v in self.strategy.s_old.tolist()],
             "s_new": [round(v, 6) for v in self.strategy.s_new.tolist()],
@@ -482,4 +489,3 @@ def _is_validation(sample_id: str, fraction: float) -> bool:
 def _session_seed(seed: int, session: int) -> int:
     # 7,919 is prime and above any realistic number of sessions of one seed step.
     return seed * 7_919 + session
-

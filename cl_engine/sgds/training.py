@@ -77,7 +77,9 @@ class UnitTrainer:
         data: tokens, classes and the outcome of the semantic strategy.
     """
 
-    def __init__(self, backbone: FrozenVisionTransformer, settings: SGDSSettings, data: TrainingInput) -> None:
+    def __init__(
+        self, backbone: FrozenVisionTransformer, settings: SGDSSettings, data: TrainingInput
+    ) -> None:
         self.backbone, self.settings, self.data = backbone, settings, data
         self.first = first_adapted_block(backbone, settings)
         self.keep = mask_size(backbone, settings)
@@ -209,15 +211,13 @@ class UnitTrainer:
                 )
                 count_active(self.counters[:, layer], spread, mask, classes, self.keep)
             size = (len(inputs), -1, -1)
-            return adapt(
-                inputs, mask, down[layer].expand(size), up[layer].expand(size), self.settings.scale
-            )
+            return adapt(inputs, mask, down[layer].expand(size), up[layer].expand(size), self.settings.scale)
 
         tokens, summaries = self.data.tokens[rows], []
         blocks = self.backbone.advance(
             tokens, self.first, self.backbone.depth, adapter if masks is not None else None
         )
-        for index, tokens in enumerate(blocks, start=self.first):  # noqa: B020
+        for index, tokens in enumerate(blocks, start=self.first):
             if index in self.feature_range:
                 summaries.append(self.backbone.layer_features(tokens))
         return torch.cat(summaries, dim=1)
@@ -238,7 +238,7 @@ class UnitTrainer:
     @torch.no_grad()
     def _start_classifier(self) -> tuple[Tensor, Tensor]:
         """Start the cosine classifier at the class means of the frozen features."""
-        batches = torch.arange(len(self.data.rows)).split(self.settings.batch_size)
+        batches = torch.split(torch.arange(len(self.data.rows)), self.settings.batch_size)
         features = torch.cat([self._forward(rows, None, None) for rows in batches])
         centre = features.mean(dim=0)
         sums = torch.zeros(self.classes, features.shape[1], device=features.device)

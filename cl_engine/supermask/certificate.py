@@ -22,7 +22,7 @@ PARTS = ("classes", "weights", "masks", "norms")
 def certify(network: MaskedNetwork) -> dict[str, Any]:
     """Record the digests of every session, as JSON-able values."""
     return {
-        "claim": "the weights under each session's mask, the mask and its norms are bit-identical",
+        "promise": "the weights under each session's mask, the mask and its norms are bit-identical",
         "sessions": [_digests(network, session) for session in range(len(network.sessions))],
     }
 

@@ -202,14 +202,16 @@ def from_tensors(
     sessions: list[Subnetwork] = []
     while f"session/{len(sessions)}/classes" in flat:
         own = group(flat, f"session/{len(sessions)}/")
-        sessions.append(
-            Subnetwork(
-                classes=int(own["classes"]),
-                masks={name: mask.cpu() for name, mask in group(own, "masks/").items()},
-                norms={name: norm.to(device) for name, norm in group(own, "norms/").items()},
-                scores={name: score.to(device) for name, score in group(own, "scores/").items()},
-            )
+        session = Subnetwork(
+            classes=int(own["classes"]),
+            masks={name: mask.cpu() for name, mask in group(own, "masks/").items()},
+            norms={name: norm.to(device) for name, norm in group(own, "norms/").items()},
+            scores={name: score.to(device) for name, score in group(own, "scores/").items()},
         )
+        norms = {name for name, _ in architecture.named_buffers()}
+        if session.masks.keys() != weights.keys() or session.norms.keys() != norms:
+            raise ValueError(f"session {len(sessions)}: masks or norms are missing or left over")
+        sessions.append(session)
     return MaskedNetwork(architecture, weights, tuple(sessions))
 
 

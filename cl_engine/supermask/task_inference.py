@@ -8,9 +8,8 @@ low under the right mask (SupSup's G; its superfluous neurons).
 
 All inputs of one call are taken to be of one session; more of them give a surer answer. Norm statistics
 are superposed with the same coefficients but carry no gradient: batch norm in evaluation has none for
-them, so `one_shot` is weaker for networks with norms than for those without, as in the paper's
-experiments. `lowest_entropy` runs every subnetwork instead, costs T passes, decides for each input by
-itself and has no such weakness.
+them. `entropy` works all the same, `surplus` only for networks without norms, as in SupSup's experiments.
+`lowest_entropy` runs every subnetwork instead, costs T passes, and decides for each input by itself.
 """
 
 from __future__ import annotations
@@ -38,16 +37,18 @@ def one_shot(network: MaskedNetwork, inputs: Tensor, objective: Objective = "ent
         ValueError: no session, or no surplus output.
     """
     sessions = len(network.sessions)
-    gradients = coefficient_gradients(network, inputs, [1 / sessions] * sessions, objective)
+    gradients = coefficient_gradients(network, inputs, [1 / max(sessions, 1)] * sessions, objective)
     return int(gradients.argmin())
 
 
 def binary_search(network: MaskedNetwork, inputs: Tensor, objective: Objective = "entropy") -> int:
-    """Halve the candidates by the sign of their gradients until one is left: at most log2(T) + 1 passes.
+    """Halve the candidates until one is left: ceil(log2(T)) passes.
 
-    Each round superposes the candidates with equal coefficients and keeps those whose gradient is at most
-    the candidates' median. Arguments and errors as for `one_shot`.
+    Each round superposes the candidates with equal coefficients and keeps the half with the more negative
+    gradients. Arguments and errors as for `one_shot`.
     """
+    if not network.sessions:
+        raise ValueError("the network has no session to infer: train one first")
     candidates = list(range(len(network.sessions)))
     while len(candidates) > 1:
         coefficients = [0.0] * len(network.sessions)
@@ -130,4 +131,5 @@ def coefficient_gradients(
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
+    logarithms = logits.log_softmax(dim=1)
+    return -(logarithms.exp() * logarithms).sum(dim=1)

@@ -9,14 +9,13 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from daemon.errors import DeadLetter, DeadLetterReason
+from daemon.messages.arrow_compression import is_compressed
 from daemon.messages.candidate import Candidate
 from daemon.messages.checks import check_critical, shown
 from daemon.messages.formats import SCHEMA_VERSION
 
 _NAMES = frozenset({"data", "id", "label", "content_type", "schema_version", "critical"})
 _TEXT_COLUMNS = ("id", "label", "content_type")
-# What a stream may grow to when its buffers are decompressed, as a multiple of the message limit.
-_MAX_EXPANSION = 4
 
 
 class ArrowBatch:
@@ -27,18 +26,19 @@ class ArrowBatch:
         labelled: whether there is a label column.
 
     Raises:
-        DeadLetter: not an Arrow stream, damaged, wrong columns, too many rows or too large.
+        DeadLetter: not an Arrow stream, damaged, compressed, wrong columns or too many rows.
     """
 
-    def __init__(self, value: bytes, max_rows: int, max_bytes: int) -> None:
+    def __init__(self, value: bytes, max_rows: int) -> None:
         try:
+            _refuse_compression(value)
             reader = ipc.open_stream(pa.py_buffer(value))
             schema: Any = reader.schema
             metadata = {
                 key.decode("utf-8"): text.decode("utf-8") for key, text in (schema.metadata or {}).items()
             }
             _check_schema(schema, metadata)
-            self._batches = _read(reader, max_rows, max_bytes * _MAX_EXPANSION)
+            self._batches = _read(reader, max_rows)
         except (pa.ArrowException, UnicodeDecodeError, OSError, ValueError) as error:
             # pyarrow reports damage found while reading as OSError.
             raise DeadLetter(
@@ -52,11 +52,7 @@ class ArrowBatch:
         """Yield the rows."""
         for batch in self._batches:
             data = batch.column("data")
-            columns = {
-                name: batch.column(name).cast(pa.string())
-                for name in _TEXT_COLUMNS
-                if name in batch.schema.names
-            }
+            columns = {name: batch.column(name) for name in _TEXT_COLUMNS if name in batch.schema.names}
             for row in range(batch.num_rows):
                 texts = {name: column[row].as_py() for name, column in columns.items()}
                 yield Candidate(
@@ -87,23 +83,28 @@ def _check_schema(schema: Any, metadata: dict[str, str]) -> None:
             )
 
 
-def _read(reader: Any, max_rows: int, max_bytes: int) -> list[Any]:
-    batches, num_rows, num_bytes = [], 0, 0
+def _refuse_compression(value: bytes) -> None:
+    messages = ipc.MessageReader.open_stream(pa.py_buffer(value))
+    for message in messages:
+        if is_compressed(message.metadata.to_pybytes(), message.type):
+            raise DeadLetter(
+                DeadLetterReason.BAD_ENVELOPE,
+                "the Arrow stream is compressed, which could hide any size: write it without compression "
+                "(images are compressed already, and Kafka compresses batches)",
+            )
+
+
+def _read(reader: Any, max_rows: int) -> list[Any]:
+    batches, num_rows = [], 0
     for batch in reader:
         # Offsets inside the buffers come from outside: unchecked, reading a cell could leave the buffer.
         batch.validate(full=True)
         num_rows += batch.num_rows
-        num_bytes += batch.nbytes
         if num_rows > max_rows:
             raise DeadLetter(
                 DeadLetterReason.TOO_LARGE,
                 f"the class batch has more than {max_rows} samples: "
                 "send fewer or raise limits.max_samples_per_message",
-            )
-        if num_bytes > max_bytes:
-            raise DeadLetter(
-                DeadLetterReason.TOO_LARGE,
-                f"the class batch is larger than {max_bytes} bytes once decompressed: send smaller ones",
             )
         batches.append(batch)
     if num_rows == 0:
@@ -116,6 +117,5 @@ def _is_binary(kind: Any) -> bool:
 
 
 def _is_text(kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    # Not dictionaries: one long value referred to by every row would be as large as all of them.
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

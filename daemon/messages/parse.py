@@ -181,7 +181,7 @@ def _arrow_batch(value: bytes, limits: LimitSettings, default_content_type: str 
     # pyarrow takes a third of a second to import, and many streams never see Arrow.
     from daemon.messages.arrow_batch import ArrowBatch
 
-    batch = ArrowBatch(value, limits.max_samples_per_message, limits.max_message_bytes)
+    batch = ArrowBatch(value, limits.max_samples_per_message)
     if batch.label is not None or not batch.labelled:
         checks.checked_label(batch.label, limits.max_label_length)
     if batch.content_type is not None:

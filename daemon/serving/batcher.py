@@ -90,7 +90,10 @@ def choose_batch(
 def predict_rows(lease: Lease, inputs: Tensor, max_rows: int) -> Prediction:
     """Compute any number of rows in steps of at most `max_rows`; the result is on the CPU."""
     with torch.inference_mode():
-        parts = [lease.servable.predict(step) for step in torch.split(inputs, max_rows)]
+        parts = [
+            lease.servable.predict(inputs[start : start + max_rows])
+            for start in range(0, len(inputs), max_rows)
+        ]
         if len(parts) == 1:
             part = parts[0]
             return Prediction(part.scores.cpu(), part.class_ids.cpu(), part.unknown.cpu())

@@ -25,7 +25,7 @@ def require_operator(request: Request, token: SecretStr | None) -> None:
     if token is not None:
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
         expected = token.get_secret_value().encode()
-        if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode(), expected):
+        if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode("latin-1"), expected):
             raise HTTPException(
                 401,
                 "the control endpoints need the header 'Authorization: Bearer TOKEN' with serving.token",

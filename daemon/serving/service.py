@@ -37,7 +37,9 @@ class ServingService:
 
     Attributes:
         slots: the streams by name.
-        live_checks, ready_checks, startup_checks: named checks of the three probes; each returns
+        live_checks, ready_checks, startup_checks: named checks of the three probes; a stream that has
+            learnt nothing yet does not make the service unready, or no first sample could be sent to
+            it: `/v2/models/{name}/ready` speaks for one model. Each check returns
             whether it holds and a detail for people. The daemon adds its own.
         draining: set when the service is about to stop: not ready, though it still answers.
 
@@ -65,8 +67,6 @@ class ServingService:
         self.draining = False
         self.live_checks: dict[str, Check] = {"batcher": self._check_batcher}
         self.ready_checks: dict[str, Check] = {"accepting": self._check_accepting}
-        for name, slot in slots.items():
-            self.ready_checks[f"generation:{name}"] = _generation_check(slot)
         self.startup_checks: dict[str, Check] = {"batcher": self._check_batcher}
         self.decoders = ThreadPoolExecutor(min(_MAX_DECODERS, os.cpu_count() or 1), "serving-decoder")
         self._text_streams = text_streams
@@ -135,11 +135,3 @@ class ServingService:
 
     def _check_accepting(self) -> tuple[bool, str]:
         return not self.draining, "stopping" if self.draining else "taking requests"
-
-
-def _generation_check(slot: LiveSlot) -> Check:
-    def check() -> tuple[bool, str]:
-        live = slot.live()
-        return live is not None, "nothing learnt yet" if live is None else f"generation {live.number}"
-
-    return check

@@ -30,6 +30,7 @@ class KafkaBroker:
     Args:
         directory: its data, log and settings.
         extra_listeners: listener name to security protocol, beside the plain one.
+        advertised: address that clients of an extra listener are sent to, where it is not its own.
         extra_settings: more lines of server.properties, after the listeners' ports are known.
         extra_format: more arguments for formatting the storage (SCRAM users).
 
@@ -43,6 +44,7 @@ class KafkaBroker:
         directory: Path,
         *,
         extra_listeners: Mapping[str, str] | None = None,
+        advertised: Mapping[str, str] | None = None,
         extra_settings: Sequence[str] = (),
         extra_format: Sequence[str] = (),
     ) -> None:
@@ -52,10 +54,14 @@ class KafkaBroker:
         self._port = free_port()
         self.ports = {name: free_port() for name in extra_listeners or {}}
         self._settings = directory / "server.properties"
-        self._settings.write_text("\n".join(self._lines(extra_listeners or {}, extra_settings)) + "\n")
+        self._settings.write_text("\n".join(self._lines(extra_listeners or {}, advertised or {})) + "\n")
+        with self._settings.open("a") as file:
+            file.writelines(f"{line}\n" for line in extra_settings)
         command = [*self._java(), "kafka.tools.StorageTool", "format", "--standalone"]
         command += ["-t", uuid.uuid4().hex[:22], "-c", str(self._settings), *extra_format]
-        formatted = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_SECONDS)
+        formatted = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=START_SECONDS
+        )
         assert formatted.returncode == 0, formatted.stdout + formatted.stderr
 
     @property
@@ -108,10 +114,11 @@ class KafkaBroker:
         options = ["-Xmx256m", "-XX:TieredStopAtLevel=1", f"-Dlog4j2.configurationFile={LOG_SETTINGS}"]
         return ["java", *options, "-cp", self._classpath]
 
-    def _lines(self, extra_listeners: Mapping[str, str], extra_settings: Sequence[str]) -> list[str]:
+    def _lines(self, extra_listeners: Mapping[str, str], advertised: Mapping[str, str]) -> list[str]:
         controller = free_port()
-        listeners = [f"PLAINTEXT://127.0.0.1:{self._port}"]
-        listeners += [f"{name}://127.0.0.1:{port}" for name, port in self.ports.items()]
+        bound = {"PLAINTEXT": self.address} | {name: f"127.0.0.1:{port}" for name, port in self.ports.items()}
+        listeners = [f"{name}://{address}" for name, address in bound.items()]
+        shown = [f"{name}://{address}" for name, address in (bound | dict(advertised)).items()]
         protocols = ["CONTROLLER:PLAINTEXT", "PLAINTEXT:PLAINTEXT"]
         protocols += [f"{name}:{protocol}" for name, protocol in extra_listeners.items()]
         return [
@@ -119,7 +126,7 @@ class KafkaBroker:
             "node.id=1",
             f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}",
             f"listeners={','.join(listeners)},CONTROLLER://127.0.0.1:{controller}",
-            f"advertised.listeners={','.join(listeners)}",
+            f"advertised.listeners={','.join(shown)}",
             "controller.listener.names=CONTROLLER",
             "inter.broker.listener.name=PLAINTEXT",
             f"listener.security.protocol.map={','.join(protocols)}",
@@ -137,5 +144,4 @@ class KafkaBroker:
             # After a kill the controller waits for the dead broker's session: 12 s with the defaults.
             "broker.session.timeout.ms=2000",
             "broker.heartbeat.interval.ms=500",
-            *extra_settings,
         ]

@@ -50,7 +50,7 @@ def java_version() -> int:
 
 
 def _fetched_libs() -> Path:
-    version = re.findall(r"<version>([\d.]+)</version>", POM.read_text())[1]
+    version: str = re.findall(r"<version>([\d.]+)</version>", POM.read_text())[1]
     cache = user_cache_path("accrete") / "test-kafka"
     libs = cache / version
     cache.mkdir(parents=True, exist_ok=True)
@@ -68,6 +68,8 @@ def _fetched_libs() -> Path:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
             if done.returncode != 0:
                 shutil.rmtree(partial, ignore_errors=True)
-                raise NoBroker(f"Maven cannot fetch Apache Kafka: {(done.stdout + done.stderr).strip()[-500:]}")
+                raise NoBroker(
+                    f"Maven cannot fetch Apache Kafka: {(done.stdout + done.stderr).strip()[-500:]}"
+                )
             partial.rename(libs)
     return libs

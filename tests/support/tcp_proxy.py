@@ -29,7 +29,8 @@ class TcpProxy:
         self._delay = 0.0
         self._server = socket.create_server(("127.0.0.1", port))
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
-        threading.Thread(target=self._accept, name="tcp-proxy", daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, name="tcp-proxy", daemon=True)
+        self._acceptor.start()
 
     def cut(self) -> None:
         """Close every connection and every one to come."""
@@ -64,7 +65,11 @@ class TcpProxy:
     def close(self) -> None:
         """Stop for good."""
         self.cut()
+        # Closing alone would leave the thread in accept, and the port with it.
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
+        self._acceptor.join(timeout=10)
 
     def _accept(self) -> None:
         while True:

@@ -26,17 +26,20 @@ METRICS = Metrics()
 
 
 def slot_with(servable: LinearServable, stream: str = "s") -> LiveSlot:
+    """Make a slot that answers with a servable."""
     slot = LiveSlot(stream, 2, METRICS)
     slot.publish(servable, 1)
     return slot
 
 
 def rows(n: int, value: int = 7) -> torch.Tensor:
+    """Make n equal input rows."""
     return torch.full((n, 3, 4, 4), value, dtype=torch.uint8)
 
 
 @contextmanager
 def running(**settings: float) -> Iterator[Batcher]:
+    """Run a batcher with some serving settings."""
     batcher = Batcher(ServingSettings.model_validate(settings), Metrics())
     batcher.start()
     try:
@@ -131,7 +134,7 @@ def test_a_full_queue_refuses_and_gives_the_lease_back() -> None:
         assert servable.entered.wait(20)
         waiting = batcher.submit(slot.acquire(), rows(2))
         lease = slot.acquire()
-        with pytest.raises(Overloaded, match=r"2 inputs are waiting .* max_queue is 3"):
+        with pytest.raises(Overloaded, match=r"2 inputs are waiting .*max_queue is 3"):
             batcher.submit(lease, rows(2))
         with pytest.raises(AssertionError, match="after its release"):
             _ = lease.servable
@@ -153,7 +156,7 @@ def test_late_and_cancelled_requests_are_not_computed() -> None:
             late.result(0.1)  # longer than the request may wait
         servable.go.set()
         first.result(20)
-        with pytest.raises(RequestTimeout, match="request_timeout_seconds is 0.05"):
+        with pytest.raises(RequestTimeout, match=r"request_timeout_seconds is 0\.05"):
             late.result(20)
         assert batcher.drain(20)
     assert servable.batches == [1]

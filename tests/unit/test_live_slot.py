@@ -19,6 +19,7 @@ from tests.support.servables import LinearServable
 
 
 def make_slot(max_resident: int = 2) -> LiveSlot:
+    """Make an empty slot."""
     return LiveSlot("s", max_resident, Metrics())
 
 
@@ -144,6 +145,7 @@ class SlotMachine(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 4))
     def publish(self, seed: int) -> None:
+        """Publish a servable, maybe one whose digest is resident."""
         self.number += 1
         servable = LinearServable(seed)
         self.alive.append((servable.digest, weakref.ref(servable)))
@@ -153,6 +155,7 @@ class SlotMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.promoted)
     @rule(back=st.integers(0, 1))
     def promote(self, back: int) -> None:
+        """Move the pointer to a resident generation."""
         digest = self.promoted[-1 - min(back, len(self.promoted) - 1)]
         self.slot.promote_resident(digest)
         self._promoted(digest)
@@ -160,6 +163,7 @@ class SlotMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.promoted)
     @rule(pinned=st.booleans())
     def acquire(self, pinned: bool) -> None:
+        """Take a lease on the live generation or on the oldest resident."""
         digest = self.promoted[0] if pinned else None
         lease = self.slot.acquire(digest)
         assert lease.generation.digest == (digest or self.promoted[-1])
@@ -168,6 +172,7 @@ class SlotMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
+        """Give any lease back."""
         lease, _ = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
         lease.release()
 
@@ -176,16 +181,19 @@ class SlotMachine(RuleBasedStateMachine):
 
     @invariant()
     def leased_generations_are_never_freed_or_changed(self) -> None:
+        """Check that a lease sees the same object all its life."""
         for lease, identity in self.leases:
             assert id(lease.servable) == identity
             assert lease.servable.digest == lease.generation.digest
 
     @invariant()
     def residency_is_the_latest_promotions(self) -> None:
+        """Check that the latest two promoted digests are resident."""
         assert [ref.digest for ref in self.slot.residents()] == self.promoted[::-1]
 
     @invariant()
     def nothing_else_stays_in_memory(self) -> None:
+        """Check that what is neither resident nor leased is gone."""
         held = {identity for _, identity in self.leases}
         living = [ref() for _, ref in self.alive]
         assert sum(s is not None and id(s) not in held for s in living) <= 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from kafka import KafkaConsumer
@@ -13,13 +13,14 @@ from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
 from daemon import settings as config
 from daemon.clock import Clock
-from daemon.errors import SourceUnavailable
+from daemon.errors import DaemonError, SourceUnavailable
 from daemon.sources.base import Lag, Place, Record
 from daemon.sources.kafka.facts import KafkaFacts
 from daemon.sources.kafka.handover import Handover
 from daemon.sources.kafka.pump import CLOSE_SECONDS, Pump
 from daemon.sources.kafka.security import connection_options
 
+MAX_POLL_RECORDS = 500
 ASSIGNORS = {
     "cooperative-sticky": CooperativeStickyAssignor,
     "range": RangePartitionAssignor,
@@ -37,16 +38,23 @@ class KafkaSource:
     Args:
         settings: the topic and its cluster.
         clock: time.
+        on_facts: told about every second, from the consumer's thread, so it must not wait.
     """
 
-    def __init__(self, settings: config.KafkaSource, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: config.KafkaSource,
+        clock: Clock,
+        on_facts: Callable[[KafkaFacts], None] | None = None,
+    ) -> None:
         self._settings = settings
-        self._handover = Handover(settings.queue_records, settings.queue_bytes, clock)
-        self._pump = Pump(settings, self._connect, self._handover, clock)
+        self._clock = clock
+        self._on_facts = on_facts
         self._thread: threading.Thread | None = None
+        self._renew()
 
     def start(self, stored: Mapping[Place, int]) -> None:
-        """Connect, check the stored offsets against the log, and join the group.
+        """Connect, check the stored offsets against the log, and join the group; may be tried again.
 
         Args:
             stored: next offset wanted per partition; other topics' are ignored.
@@ -56,7 +64,8 @@ class KafkaSource:
             SourceUnavailable: no broker answers, access is refused, or the topic does not exist.
             ConfigError: a certificate or secret file cannot be used.
         """
-        assert self._thread is None, "a source starts once"
+        assert self._thread is None, "a source that has started is not started again"
+        self._renew()
         name = f"kafka-{self._settings.topic}"
         self._thread = threading.Thread(target=self._pump.run, args=(dict(stored),), name=name, daemon=True)
         self._thread.start()
@@ -65,9 +74,12 @@ class KafkaSource:
         try:
             self._pump.started.result(timeout=patience)
         except FutureTimeoutError as error:
-            self.close()
+            self._end()
             servers = ", ".join(self._settings.bootstrap_servers)
             raise SourceUnavailable(f"{servers}: connected, but no answer within {patience:.0f} s") from error
+        except DaemonError:
+            self._end()
+            raise
 
     def poll(self, timeout: float, max_records: int) -> Sequence[Record]:
         """Return the next records; empty after the timeout (s).
@@ -93,11 +105,11 @@ class KafkaSource:
 
     def pause(self) -> None:
         """Stop handing over and fetching; membership is kept."""
-        self._handover.set_operator_pause(True)
+        self._handover.set_pause(True)
 
     def resume(self) -> None:
         """Hand over again."""
-        self._handover.set_operator_pause(False)
+        self._handover.set_pause(False)
 
     def lag(self) -> Mapping[Place, Lag]:
         """Return the lag per assigned partition, as of the last second's look; asks no broker."""
@@ -123,10 +135,22 @@ class KafkaSource:
 
     def close(self) -> None:
         """Commit what is pending, leave the group (a static member stays) and end the thread; idempotent."""
+        self._end()
+
+    def _renew(self) -> None:
+        self._handover = Handover(self._settings.queue_records, self._settings.queue_bytes, self._clock)
+        self._pump = Pump(self._settings, self._connect, self._handover, self._clock, self._tell)
+
+    def _tell(self) -> None:
+        if self._on_facts is not None:
+            self._on_facts(self.facts())
+
+    def _end(self) -> None:
         self._pump.stop()
         self._handover.end()
-        if self._thread is not None:
-            self._thread.join(timeout=4 * CLOSE_SECONDS)
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(timeout=4 * CLOSE_SECONDS)
 
     def _connect(self) -> KafkaConsumer:
         s = self._settings
@@ -141,6 +165,8 @@ class KafkaSource:
             max_poll_interval_ms=round(s.max_poll_interval_seconds * 1000),
             fetch_max_bytes=s.fetch_bytes,
             max_partition_fetch_bytes=s.partition_fetch_bytes,
+            # The queue is looked at between polls: one poll must not overfill it.
+            max_poll_records=min(MAX_POLL_RECORDS, s.queue_records),
             # The store's transaction decides what is consumed, and a gap is a decision, not a default.
             enable_auto_commit=False,
             auto_offset_reset="none",

@@ -8,8 +8,8 @@ from typing import Literal
 
 from daemon.sources.base import Place
 
-PauseReason = Literal["operator", "backpressure"]
-PAUSE_REASONS: tuple[PauseReason, ...] = ("operator", "backpressure")
+PauseReason = Literal["intake", "backpressure"]
+PAUSE_REASONS: tuple[PauseReason, ...] = ("intake", "backpressure")
 
 RebalanceKind = Literal["assigned", "revoked", "lost"]
 REBALANCE_KINDS: tuple[RebalanceKind, ...] = ("assigned", "revoked", "lost")
@@ -21,7 +21,8 @@ class KafkaFacts:
 
     Attributes:
         up: whether a broker has answered lately.
-        pause_reason: why nothing is fetched, None while fetching.
+        pause_reason: why nothing is fetched, None while fetching: `intake` asked for it (an operator's pause,
+            or work that must be done before the next record), or the queue is full.
         last_poll: when the consumer was last polled, seconds since the epoch.
         positions: next offset to hand over, per assigned partition.
         stalled: partitions with lag, assigned and not paused, that have given no record for too long.

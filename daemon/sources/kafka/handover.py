@@ -7,13 +7,13 @@ intake. Everything is behind one lock, and nobody blocks while holding it.
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.clock import Clock
 from daemon.sources.base import Lag, Place, Record
-from daemon.sources.kafka.facts import PauseReason, RebalanceKind
+from daemon.sources.kafka.facts import REBALANCE_KINDS, PauseReason, RebalanceKind
 from daemon.sources.kafka.offsets import oldest_age
 
 # Resuming at half of the bound, not just under it, saves a pause and a resume per record.
@@ -53,7 +53,7 @@ class Partition:
 class _Chunk:
     place: Place
     epoch: int
-    records: deque[Record]
+    records: list[Record]
 
 
 class Handover:
@@ -73,13 +73,13 @@ class Handover:
         self._records = 0
         self._bytes = 0
         self._full = False
-        self._operator_paused = False
+        self._paused_by_intake = False
         self._ended = False
         self._observed_at = 0.0
         self._partitions: dict[Place, Partition] = {}
         self._pending: dict[Place, int] = {}
         self._stale = 0
-        self._rebalances: Counter[RebalanceKind] = Counter()
+        self._rebalances: dict[RebalanceKind, int] = dict.fromkeys(REBALANCE_KINDS, 0)
 
     # -- assignment: called from the consumer's IO thread, so nothing here may wait
     def start(self, stored: Mapping[Place, int]) -> None:
@@ -106,6 +106,7 @@ class Handover:
                 part.progress_at = self._clock.monotonic()
                 if part.stored is not None and not part.claimed:
                     seek[place] = part.stored
+            self._drop_stale()
         return seek
 
     def unassign(self, places: Iterable[Place], kind: RebalanceKind) -> None:
@@ -140,14 +141,12 @@ class Handover:
         with self._changed:
             part = self._partitions.setdefault(place, Partition())
             part.progress_at = self._clock.monotonic()
-            fresh = deque(r for r in records if part.next is None or r.offset >= part.next)
+            fresh = _from(records, part.next)
             if not part.assigned:
                 self._stale += len(fresh)
-                return
-            if fresh:
+            elif fresh:
                 self._chunks.append(_Chunk(place, part.epoch, fresh))
-                self._records += len(fresh)
-                self._bytes += sum(len(r.value) for r in fresh if r.value is not None)
+                self._count(fresh, 1)
                 self._changed.notify_all()
 
     def pause_reason(self) -> PauseReason | None:
@@ -155,8 +154,8 @@ class Handover:
         with self._changed:
             share = RESUME_SHARE if self._full else 1.0
             self._full = self._records >= self._max_records * share or self._bytes >= self._max_bytes * share
-            if self._operator_paused:
-                return "operator"
+            if self._paused_by_intake:
+                return "intake"
             return "backpressure" if self._full else None
 
     def observe(self, positions: Mapping[Place, int], ends: Mapping[Place, int]) -> None:
@@ -207,22 +206,25 @@ class Handover:
 
     # -- intake's side
     def take(self, timeout: float, max_records: int) -> list[Record]:
-        """Return the next records, waiting at most the timeout (s); empty while paused by an operator."""
+        """Return the next records, waiting at most the timeout (s); empty while paused by intake."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._available(), timeout)
             taken: list[Record] = []
             while len(taken) < max_records and self._available():
-                chunk = self._chunks[0]
+                chunk = self._chunks.popleft()
                 part = self._partitions[chunk.place]
-                while chunk.records and len(taken) < max_records:
-                    record = self._pop(chunk)
-                    # An earlier assignment may have handed it over while this fetch was under way.
-                    if part.next is None or record.offset >= part.next:
-                        part.next = record.offset + 1
-                        part.delivered_timestamp = record.timestamp
-                        taken.append(record)
-                if not chunk.records:
-                    self._chunks.popleft()
+                # An earlier assignment may have handed some over while this fetch was under way.
+                fresh = _from(chunk.records, part.next)
+                room = max_records - len(taken)
+                batch, rest = fresh[:room], fresh[room:]
+                if rest:
+                    self._chunks.appendleft(_Chunk(chunk.place, chunk.epoch, rest))
+                    self._count(rest, 1)
+                self._count(chunk.records, -1)
+                if batch:
+                    part.next = batch[-1].offset + 1
+                    part.delivered_timestamp = batch[-1].timestamp
+                    taken += batch
             return taken
 
     def commit(self, next_offsets: Mapping[Place, int]) -> None:
@@ -234,10 +236,10 @@ class Handover:
                 if part.assigned:
                     self._pending[place] = offset
 
-    def set_operator_pause(self, paused: bool) -> None:
+    def set_pause(self, paused: bool) -> None:
         """Stop or go on handing over."""
         with self._changed:
-            self._operator_paused = paused
+            self._paused_by_intake = paused
             self._changed.notify_all()
 
     def end(self) -> None:
@@ -294,18 +296,14 @@ class Handover:
 
     # -- helpers; the lock is held
     def _available(self) -> bool:
-        return bool(self._chunks) and not self._operator_paused
+        return bool(self._chunks) and not self._paused_by_intake
 
     def _head(self, place: Place) -> Record | None:
-        return next(
-            (chunk.records[0] for chunk in self._chunks if chunk.place == place and chunk.records), None
-        )
+        return next((chunk.records[0] for chunk in self._chunks if chunk.place == place), None)
 
-    def _pop(self, chunk: _Chunk) -> Record:
-        record = chunk.records.popleft()
-        self._records -= 1
-        self._bytes -= len(record.value) if record.value is not None else 0
-        return record
+    def _count(self, records: Sequence[Record], sign: int) -> None:
+        self._records += sign * len(records)
+        self._bytes += sign * sum(len(r.value) for r in records if r.value is not None)
 
     def _drop_stale(self) -> None:
         kept: deque[_Chunk] = deque()
@@ -314,6 +312,12 @@ class Handover:
                 kept.append(chunk)
             else:
                 self._stale += len(chunk.records)
-                self._records -= len(chunk.records)
-                self._bytes -= sum(len(r.value) for r in chunk.records if r.value is not None)
+                self._count(chunk.records, -1)
         self._chunks = kept
+
+
+def _from(records: Sequence[Record], offset: int | None) -> list[Record]:
+    """Leave out what lies below an offset; records ascend, so a look at the first is mostly enough."""
+    if offset is None or not records or records[0].offset >= offset:
+        return list(records)
+    return [record for record in records if record.offset >= offset]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import structlog
 from kafka import KafkaProducer
 from kafka import errors as kafka_errors
 
 from daemon import settings as config
 from daemon.errors import MessageRefused, SourceUnavailable
 from daemon.sources.base import Message
-from daemon.sources.kafka.security import connection_options
+from daemon.sources.kafka.security import connection_options, describe_failure
+
+log = structlog.get_logger(__name__)
 
 IDEMPOTENCY_HEADER = "idempotency-key"
+MARGIN_SECONDS = 2.0
 
 # No retry changes these; everything else may pass with time.
 REFUSALS = (
@@ -43,7 +47,7 @@ class KafkaSink:
         self._closed = False
 
     def send(self, topic: str, messages: Sequence[Message]) -> None:
-        """Append messages and return when all in-sync replicas have them.
+        """Append messages and return when all in-sync replicas have them; one call at a time.
 
         Raises:
             SourceUnavailable: not all was confirmed within `delivery_timeout_seconds`.
@@ -55,55 +59,69 @@ class KafkaSink:
                 raise ValueError(
                     f"message to {topic}: value and key are both None: a tombstone needs its key"
                 )
-        timeout = self._settings.delivery_timeout_seconds
-        try:
-            producer = self._connected()
-            futures = [producer.send(topic, value=m.value, key=m.key, headers=_headers(m)) for m in messages]
-            producer.flush(timeout)
-            for future in futures:
-                future.get(timeout=timeout)
-        except REFUSALS as error:
-            raise MessageRefused(
-                f"topic {topic}: refused: {error}; check the topic's max.message.bytes, its name and its ACLs"
-            ) from error
-        except (kafka_errors.KafkaError, OSError) as error:
-            servers = ", ".join(self._settings.bootstrap_servers)
-            raise SourceUnavailable(
-                f"{servers}: {len(messages)} messages to {topic} not confirmed: {error}"
-            ) from error
-
-    def close(self) -> None:
-        """Wait for what is under way and release the connections; idempotent."""
-        with self._lock:
-            producer, self._producer, self._closed = self._producer, None, True
-        if producer is not None:
-            producer.close(timeout=self._settings.delivery_timeout_seconds)
-
-    def _connected(self) -> KafkaProducer:
+        # The lock is held to the end: a failure ends the producer, and with it only this call's messages.
         with self._lock:
             assert not self._closed, "a closed sink sends nothing"
-            if self._producer is None:
-                self._producer = self._connect()
-            return self._producer
+            try:
+                if self._producer is None:
+                    self._producer = self._connect()
+                self._deliver(self._producer, topic, messages)
+            except REFUSALS as error:
+                self._discard()
+                raise MessageRefused(
+                    f"topic {topic}: refused: {error}; check the topic's max.message.bytes, name and ACLs"
+                ) from error
+            except (kafka_errors.KafkaError, OSError) as error:
+                self._discard()
+                said = describe_failure(self._settings, error)
+                raise SourceUnavailable(
+                    f"{len(messages)} messages to {topic} not confirmed: {said}"
+                ) from error
+
+    def close(self) -> None:
+        """Release the connections; idempotent."""
+        with self._lock:
+            self._closed = True
+            self._discard()
+
+    def _deliver(self, producer: KafkaProducer, topic: str, messages: Sequence[Message]) -> None:
+        futures = [producer.send(topic, value=m.value, key=m.key, headers=_headers(m)) for m in messages]
+        # The margin lets the producer itself give a message up first, so that none is left under way.
+        patience = self._settings.delivery_timeout_seconds + MARGIN_SECONDS
+        producer.flush(patience)
+        for future in futures:
+            future.get(timeout=patience)
+
+    def _discard(self) -> None:
+        """End the producer: after a refusal it answers every send with that refusal, for ever."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        try:
+            producer.close(timeout=MARGIN_SECONDS)
+        except kafka_errors.KafkaError as error:
+            log.warning("kafka.producer_close_failed", error=str(error))
 
     def _connect(self) -> KafkaProducer:
         s = self._settings
         options = connection_options(s)
         # Kafka's rule: a delivery must have room for one request and the linger before it.
         request = min(s.request_timeout_seconds, s.delivery_timeout_seconds - s.linger_seconds)
+        delivery_ms = round(s.delivery_timeout_seconds * 1000)
         return KafkaProducer(
             **options
             | {
                 "request_timeout_ms": int(request * 1000),
-                "delivery_timeout_ms": round(s.delivery_timeout_seconds * 1000),
-                "max_block_ms": round(s.delivery_timeout_seconds * 1000),
+                "delivery_timeout_ms": delivery_ms,
+                "max_block_ms": delivery_ms,
                 "acks": "all",
                 "enable_idempotence": True,
                 "compression_type": None if s.compression == "none" else s.compression,
                 "linger_ms": round(s.linger_seconds * 1000),
                 "batch_size": s.batch_bytes,
                 "max_request_size": s.max_message_bytes,
-                "allow_auto_create_topics": False,
+                # Their names are derived, not typed; whether the cluster makes them is its own policy.
+                "allow_auto_create_topics": True,
                 "metrics_enabled": False,
             }
         )

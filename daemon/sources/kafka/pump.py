@@ -12,12 +12,13 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 
 from daemon.clock import Clock
-from daemon.errors import DaemonError, OffsetGap, SourceUnavailable, StreamError
+from daemon.errors import ConfigError, OffsetGap, SourceUnavailable, StreamError
 from daemon.settings import KafkaSource
 from daemon.sources.base import Place, Record
 from daemon.sources.kafka.handover import Handover
 from daemon.sources.kafka.offsets import Gap, find_gaps
 from daemon.sources.kafka.rebalance import Rebalance
+from daemon.sources.kafka.security import describe_failure
 
 log = structlog.get_logger(__name__)
 
@@ -28,13 +29,6 @@ LOOK_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
 
-# The member or its rights are refused: trying again at once changes nothing, an operator must act.
-REFUSALS = (
-    kafka_errors.AuthorizationError,
-    kafka_errors.SaslAuthenticationFailedError,
-    kafka_errors.UnsupportedSaslMechanismError,
-)
-
 
 class Pump:
     """Polls the consumer, hands records over, commits, and looks at the log's ends.
@@ -44,15 +38,22 @@ class Pump:
         connect: makes the consumer; called in the pump's own thread.
         handover: where records go and commits come from.
         clock: time.
+        on_look: called about every second, after the log's ends were asked for, answered or not.
     """
 
     def __init__(
-        self, settings: KafkaSource, connect: Callable[[], KafkaConsumer], handover: Handover, clock: Clock
+        self,
+        settings: KafkaSource,
+        connect: Callable[[], KafkaConsumer],
+        handover: Handover,
+        clock: Clock,
+        on_look: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._connect = connect
         self._handover = handover
         self._clock = clock
+        self._on_look = on_look
         self._stop = threading.Event()
         self._committing = False
         self._looked_at = 0.0
@@ -89,7 +90,10 @@ class Pump:
         """
         try:
             consumer = self._connect()
-        except (kafka_errors.KafkaError, DaemonError, OSError) as error:
+        except ConfigError as error:
+            self.started.set_exception(error)
+            return
+        except (kafka_errors.KafkaError, OSError) as error:
             self.started.set_exception(self._explain(error))
             return
         # Whatever else ended the loop, intake must not wait for records that will never come.
@@ -134,7 +138,10 @@ class Pump:
             self._commit(consumer)
             self._poll(consumer, PAUSED_POLL_SECONDS if paused else POLL_SECONDS)
             if self._clock.monotonic() - self._looked_at >= LOOK_SECONDS:
-                self._look(consumer)
+                try:
+                    self._look(consumer)
+                finally:
+                    self._on_look()
         except kafka_errors.NoOffsetForPartitionError as error:
             self._go_to_start(consumer, error.args[0])
         except kafka_errors.OffsetOutOfRangeError as error:
@@ -274,12 +281,7 @@ class Pump:
     def _explain(self, error: Exception) -> StreamError:
         if isinstance(error, StreamError):
             return error
-        servers = ", ".join(self._settings.bootstrap_servers)
-        if isinstance(error, REFUSALS):
-            return SourceUnavailable(
-                f"{servers}: refused: {error}; check the stream's security settings and ACLs"
-            )
-        return SourceUnavailable(f"{servers}: {error}")
+        return SourceUnavailable(describe_failure(self._settings, error))
 
     def _fail(self, error: StreamError) -> None:
         if not self.started.done():

@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+from kafka import errors as kafka_errors
 from kafka.net.sasl.oauth import AbstractTokenProvider
 
 from daemon.errors import ConfigError
@@ -13,6 +14,13 @@ from daemon.settings import KafkaSecurity, KafkaSource
 
 # The default of half a minute would be how long a source stays away after its broker is back.
 RECONNECT_BACKOFF_MS = (100, 2000)
+
+# The user or its rights are refused: an operator must act.
+REFUSALS = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedSaslMechanismError,
+)
 
 
 class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc]
@@ -61,6 +69,17 @@ def connection_options(settings: KafkaSource) -> dict[str, Any]:
             "sasl_plain_password": _password(security),
         }
     return options
+
+
+def describe_failure(settings: KafkaSource, error: Exception) -> str:
+    """Say which brokers failed us, how, and where to look."""
+    said = f"{', '.join(settings.bootstrap_servers)}: {error}"
+    if isinstance(error, REFUSALS):
+        return f"{said}; access is refused: check the security section, and the user's ACLs"
+    if settings.security.protocol != "PLAINTEXT" and isinstance(error, kafka_errors.KafkaTimeoutError):
+        # The client tries again after a refusal until its time is up, and then tells of the time alone.
+        return f"{said}; a refused password, token or certificate ends so as well: check the security section"
+    return said
 
 
 def _ssl_context(security: KafkaSecurity) -> ssl.SSLContext:

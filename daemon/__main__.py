@@ -1,0 +1,5 @@
+"""`python -m daemon` is `accrete`."""
+
+from daemon.cli import main
+
+main()

@@ -1,0 +1,248 @@
+"""The daemon: every part, started in order and stopped in order."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from types import FrameType
+
+import structlog
+import timm
+import torch
+
+import cl_engine
+from cl_engine.generation import GenerationDirectory
+from daemon import triggers
+from daemon.address import remove_address, write_address
+from daemon.clock import Clock, SystemClock
+from daemon.control import DaemonControl
+from daemon.intake import Intake
+from daemon.live import LiveGenerations
+from daemon.metrics import Metrics
+from daemon.runtime import TorchRuntime
+from daemon.serving.batcher import Batcher
+from daemon.serving.http import HttpServer, create_app
+from daemon.serving.service import ServingService
+from daemon.serving.slot import LiveSlot
+from daemon.sessions.job import generations_directory
+from daemon.sessions.supervisor import SessionSupervisor
+from daemon.sessions.trainer import TrainerProcess
+from daemon.settings import Settings
+from daemon.sources import open_sink, open_source
+from daemon.sources.base import Sink
+from daemon.sources.log import EmbeddedLog
+from daemon.state import SqlState
+
+log = structlog.get_logger(__name__)
+
+# Intake polls twice a second and a session's thread turns four times; a minute of silence is a hang.
+STALL_SECONDS = 60.0
+# A thread that does not end within this is left to the end of the process.
+JOIN_SECONDS = 10.0
+
+
+class Daemon:
+    """One running daemon.
+
+    Args:
+        settings: checked settings.
+        clock: the machine's, or a test's.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.metrics = Metrics()
+        self.port: int | None = None
+        self._stop = threading.Event()
+        self._signals = 0
+        self._received: int | None = None
+
+    def run(self) -> int:
+        """Run until told to stop; return the exit status.
+
+        Raises:
+            StateLocked: another daemon owns the state directory.
+            SwapError: the live generation cannot be restored.
+            AssetError: the backbone's weights cannot be had.
+        """
+        self._catch_signals()
+        self.start()
+        self._wait()
+        self.shut_down()
+        return 0 if self._failure() is None else 1
+
+    def stop(self) -> None:
+        """Ask the daemon to stop; returns at once."""
+        self._stop.set()
+
+    # -- start
+
+    def start(self) -> None:
+        """Start every part; serving comes before intake, intake before sessions."""
+        settings, clock, metrics = self.settings, self.clock, self.metrics
+        started = time.perf_counter()
+        settings.state_directory.mkdir(parents=True, exist_ok=True)
+        metrics.initialise(tuple(settings.streams), triggers.POLICIES)
+        metrics.build.info(versions())
+        self.state = SqlState.open(
+            settings.state_directory,
+            holdout_fraction={name: s.holdout_fraction for name, s in settings.streams.items()},
+            clock=clock,
+        )
+        self.topics = EmbeddedLog(settings.state_directory / "topics.db", clock)
+        directory = GenerationDirectory(generations_directory(settings.state_directory))
+        directory.clean()
+        self.runtime = TorchRuntime(
+            settings.backbone, directory.root, metrics, settings.limits.max_image_pixels
+        )
+        self.slots = {
+            name: LiveSlot(name, settings.serving.max_resident_generations, metrics)
+            for name in settings.streams
+        }
+        self.live = LiveGenerations(self.state, self.runtime, self.slots, directory, metrics, clock)
+        for name in settings.streams:
+            self.live.restore(name)
+        self.supervisor = SessionSupervisor(
+            settings, self.state, TrainerProcess(settings.trainer, settings.log), self.live, metrics, clock
+        )
+        self.sinks: dict[str, Sink] = {
+            name: open_sink(s.source, self.topics) for name, s in settings.streams.items()
+        }
+        self.intakes = {name: self._intake(name) for name in settings.streams}
+        self._start_serving()
+        for intake in self.intakes.values():
+            intake.start()
+        self.supervisor.start()
+        log.info(
+            "daemon.started",
+            streams=sorted(settings.streams),
+            backbone=self.runtime.facts.backbone,
+            device=self.runtime.facts.device,
+            dtype=self.runtime.facts.dtype,
+            port=self.port,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+
+    def _intake(self, stream: str) -> Intake:
+        settings = self.settings.streams[stream]
+        return Intake(
+            stream,
+            source=open_source(stream, settings.source, self.topics, self.clock),
+            sink=self.sinks[stream],
+            state=self.state,
+            metrics=self.metrics,
+            clock=self.clock,
+            limits=self.settings.limits,
+            default_content_type=settings.default_content_type,
+            on_stored=lambda _: self.supervisor.notify(stream),
+        )
+
+    def _start_serving(self) -> None:
+        self.batcher = Batcher(self.settings.serving, self.metrics)
+        self.batcher.start()
+        self.service = ServingService(
+            self.slots, self.batcher, self.metrics, self.settings.serving, self.settings.limits
+        )
+        self.service.live_checks["sessions"] = self._check_sessions
+        for name, intake in self.intakes.items():
+            self.service.live_checks[f"intake:{name}"] = partial(self._check_intake, intake)
+        control = DaemonControl(
+            self.settings,
+            self.state,
+            self.runtime,
+            self.supervisor,
+            self.live,
+            self.intakes,
+            self.slots,
+            self.topics,
+            self.clock,
+        )
+        app = create_app(self.service, control, version=cl_engine.__version__)
+        self.http = HttpServer(app, self.service)
+        self.port = self.http.start()
+        write_address(self.settings.state_directory, self.settings.serving.host, self.port)
+
+    # -- health
+
+    def _check_intake(self, intake: Intake) -> tuple[bool, str]:
+        if intake.failed is not None:
+            return False, f"stopped: {intake.failed}"
+        silent = self.clock.monotonic() - intake.heartbeat
+        return silent < STALL_SECONDS, f"last turn {silent:.1f} s ago"
+
+    def _check_sessions(self) -> tuple[bool, str]:
+        if self.supervisor.failed is not None:
+            return False, f"stopped: {self.supervisor.failed}"
+        silent = self.clock.monotonic() - self.supervisor.heartbeat
+        return silent < STALL_SECONDS, f"last turn {silent:.1f} s ago"
+
+    def _failure(self) -> BaseException | None:
+        failures = [self.supervisor.failed, *(intake.failed for intake in self.intakes.values())]
+        return next((failure for failure in failures if failure is not None), None)
+
+    # -- run and stop
+
+    def _wait(self) -> None:
+        while not self.clock.wait(self._stop, 1.0):
+            if self._failure() is not None:
+                # A part that cannot go on must not leave a daemon that looks alive: its keeper restarts it.
+                log.error("daemon.failed", error=str(self._failure()))
+                return
+
+    def shut_down(self) -> None:
+        """Stop in order: not ready, no intake, session to its checkpoint, requests drained."""
+        log.info("daemon.stopping", signal=self._received)
+        self.service.draining = True
+        for intake in self.intakes.values():
+            intake.stop()
+        self.supervisor.stop()
+        for name, intake in self.intakes.items():
+            if not intake.join(JOIN_SECONDS):
+                log.error("daemon.thread_left", thread=f"intake-{name}")
+        if not self.supervisor.join(JOIN_SECONDS):
+            log.error("daemon.thread_left", thread="sessions")
+        self.http.stop(self.settings.serving.drain_seconds)
+        self.batcher.drain(self.settings.serving.drain_seconds)
+        self.batcher.stop()
+        self.batcher.join(JOIN_SECONDS)
+        for sink in self.sinks.values():
+            sink.close()
+        remove_address(self.settings.state_directory)
+        self.topics.close()
+        self.state.close()
+        log.info("daemon.stopped")
+
+    def _catch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._signals += 1
+        self._received = number
+        if self._signals > 1:
+            # Everything durable is atomic, so a hard exit loses at most the running epoch.
+            os._exit(128 + number)
+        self._stop.set()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a bug report needs."""
+    return {
+        "version": cl_engine.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "cuda": str(torch.version.cuda or "none"),
+    }
+
+
+def run(settings: Settings) -> None:
+    """Run a daemon and exit with its status."""
+    sys.exit(Daemon(settings).run())

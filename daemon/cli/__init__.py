@@ -1,0 +1,5 @@
+"""The command line: `accrete` for people, `accreted` for service managers."""
+
+from daemon.cli.main import accreted, main
+
+__all__ = ["accreted", "main"]

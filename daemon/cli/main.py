@@ -1,0 +1,269 @@
+"""The commands; each imports what it needs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.table import Table
+
+from daemon.cli.client import DaemonClient, console, errors, fail, settings_or_exit
+
+app = typer.Typer(
+    help="Accrete: a daemon that learns new classes from a stream and serves them without a pause.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+# typer reads these annotations at run time and needs Optional where 3.11 would take `Path | None` too.
+Config = Annotated[Optional[Path], typer.Option("--config", "-c", help="YAML configuration file.")]  # noqa: UP045
+Url = Annotated[Optional[str], typer.Option(help="Address of the daemon, as http://host:port.")]  # noqa: UP045
+Stream = Annotated[Optional[str], typer.Option(help="Name of the stream; not needed if there is one.")]  # noqa: UP045
+
+
+@app.command()
+def run(config: Config = None) -> None:
+    """Run the daemon until it is told to stop."""
+    from daemon.errors import DaemonError
+    from daemon.logs import configure_logging
+
+    settings = settings_or_exit(config)
+    configure_logging(settings.log)
+    # Loading torch takes seconds; a stop that comes meanwhile must not be a traceback.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    from cl_engine.errors import EngineError
+    from daemon.app import run as run_daemon
+
+    try:
+        run_daemon(settings)
+    except (DaemonError, EngineError, OSError) as error:
+        fail(f"{type(error).__name__}: {error}")
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running until Ctrl-C.")] = False,
+    json: Annotated[Optional[Path], typer.Option(help="Write the summary as JSON.")] = None,  # noqa: UP045
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("demo-output/accuracy.png"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer images; for a look, not for figures.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Which images are drawn, and the learner's seed.")] = 1,
+) -> None:
+    """Learn CIFAR-10 two classes at a time on a running daemon, under a constant load of requests."""
+    from daemon.demo import DemoSettings, run_demo
+
+    run_demo(
+        DemoSettings.quick(seed) if quick else DemoSettings(seed=seed), keep=keep, json_path=json, plot=plot
+    )
+
+
+@app.command()
+def produce(
+    paths: Annotated[list[Path], typer.Argument(help="Directories (one per class, or of such) or files.")],
+    config: Config = None,
+    stream: Stream = None,
+    label: Annotated[
+        Optional[str], typer.Option(help="Label of all files; else their directory's name.")
+    ] = None,  # noqa: UP045
+    batch: Annotated[
+        int, typer.Option(min=1, help="Samples of one class per message; 1 sends them raw.")
+    ] = 1,
+) -> None:
+    """Append labelled files to a stream's topic."""
+    from daemon.cli.produce import produce_files
+
+    produce_files(settings_or_exit(config), stream, paths, label, batch)
+
+
+@app.command()
+def status(config: Config = None, url: Url = None, stream: Stream = None) -> None:
+    """Show what the daemon is doing."""
+    found = DaemonClient(config, url, stream).get("status")
+    table = Table(show_header=False, box=None)
+    live, session, samples = found["live"], found["session"], found["intake"]["samples"]
+    table.add_row("stream", f"{found['stream']} ({found['source']['kind']}: {found['source']['topic']})")
+    table.add_row("method", found["method"])
+    table.add_row("backbone", f"{found['runtime']['backbone']} on {found['runtime']['device']}")
+    table.add_row(
+        "live generation",
+        "none yet"
+        if live is None
+        else f"{live['number']} (A_T {_ratio(live['accuracy'])}, {live['digest'][:12]})",
+    )
+    table.add_row("classes", ", ".join(f"{n} {state}" for state, n in found["classes"].items()))
+    table.add_row("samples", ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in samples.items()))
+    waiting = ", ".join(f"{b['label']} {b['train']}" for b in found["buffers"][:10])
+    table.add_row("not learnt yet", waiting or "nothing")
+    table.add_row(
+        "session",
+        f"none running, {found['sessions']} so far"
+        if session is None
+        else f"{session['id']}: {session['phase'] or 'starting'}, {session['done']:.0%} after {session['seconds']:.0f} s",
+    )
+    if found["intake"]["failed"]:
+        table.add_row("[red]intake stopped[/red]", found["intake"]["failed"])
+    console.print(table)
+
+
+@app.command()
+def sessions(config: Config = None, url: Url = None, stream: Stream = None) -> None:
+    """List the sessions."""
+    rows = DaemonClient(config, url, stream).get("sessions")["sessions"]
+    table = Table(
+        "id", "outcome", "new classes", "started", "seconds", "attempts", "A_T", "forgetting", "reason"
+    )
+    for row in rows:
+        detail = row["detail"]
+        seconds = "" if row["ended_at"] is None else f"{row['ended_at'] - row['started_at']:.1f}"
+        table.add_row(
+            str(row["id"]),
+            row["outcome"],
+            ", ".join(map(str, row["new_classes"])),
+            _time(row["started_at"]),
+            seconds,
+            str(row["attempt"]),
+            _ratio(detail.get("a_t")),
+            _ratio(detail.get("forgetting")),
+            str(detail.get("reason", "")),
+        )
+    console.print(table)
+
+
+@app.command()
+def classes(config: Config = None, url: Url = None, stream: Stream = None) -> None:
+    """List the class registry."""
+    table = Table("id", "label", "state", "first seen")
+    for row in DaemonClient(config, url, stream).get("classes")["classes"]:
+        table.add_row(str(row["id"]), row["label"], row["state"], _time(row["first_seen"]))
+    console.print(table)
+
+
+@app.command()
+def generations(config: Config = None, url: Url = None, stream: Stream = None) -> None:
+    """List the generations."""
+    table = Table("number", "digest", "session", "created", "A_T")
+    for row in DaemonClient(config, url, stream).get("generations")["generations"]:
+        table.add_row(
+            str(row["number"]),
+            row["digest"][:16],
+            str(row["session"]),
+            _time(row["created_at"]),
+            _ratio(row["accuracy"]),
+        )
+    console.print(table)
+
+
+@app.command()
+def decisions(
+    config: Config = None,
+    url: Url = None,
+    stream: Stream = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+) -> None:
+    """List the latest decisions of triggers, gates and operators, with their reasons."""
+    table = Table("when", "kind", "policy", "fired", "reason")
+    for row in DaemonClient(config, url, stream).get("decisions", limit=limit)["decisions"]:
+        table.add_row(
+            _time(row["at"]), row["kind"], row["policy"], "yes" if row["fired"] else "no", row["reason"]
+        )
+    console.print(table)
+
+
+@app.command()
+def flush(config: Config = None, url: Url = None, stream: Stream = None) -> None:
+    """Start a session now with what is buffered."""
+    answer = DaemonClient(config, url, stream).post("flush")
+    console.print(("started: " if answer["started"] else "not started: ") + answer["reason"], highlight=False)
+    if not answer["started"] and not answer["queued"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pause(config: Config = None, url: Url = None, stream: Stream = None) -> None:
+    """Stop taking records in; requests go on being answered."""
+    DaemonClient(config, url, stream).post("pause")
+    console.print("intake paused; `accrete resume` goes on")
+
+
+@app.command()
+def resume(config: Config = None, url: Url = None, stream: Stream = None) -> None:
+    """Take records in again."""
+    DaemonClient(config, url, stream).post("resume")
+    console.print("intake resumed")
+
+
+@app.command()
+def rollback(
+    to: Annotated[
+        Optional[str], typer.Option(help="Number or digest; the one before the live one if left out.")
+    ] = None,  # noqa: UP045
+    config: Config = None,
+    url: Url = None,
+    stream: Stream = None,
+) -> None:
+    """Make another generation live, without loading it where it is still in memory."""
+    answer = DaemonClient(config, url, stream).post("rollback", {"generation": to})
+    console.print(
+        f"generation {answer['generation_number']} is live ({answer['generation'][:12]})", highlight=False
+    )
+
+
+@config_app.command("check")
+def config_check(config: Config = None) -> None:
+    """Check the configuration and exit with status 2 if anything is wrong."""
+    from daemon.cli.doctor import check_learners
+
+    settings = settings_or_exit(config)
+    wrong = check_learners(settings)
+    if wrong:
+        errors.print("[red]The configuration has mistakes:[/red]\n" + "\n".join(wrong), highlight=False)
+        raise typer.Exit(2)
+    console.print("the configuration is valid")
+
+
+@config_app.command("show")
+def config_show(config: Config = None) -> None:
+    """Print the effective configuration, secrets masked and the methods' defaults filled in."""
+    import yaml
+
+    from cl_engine.learners import default_options
+
+    settings = settings_or_exit(config)
+    shown = settings.model_dump(mode="json")
+    for stream in shown["streams"].values():
+        learner = stream["learner"]
+        learner["options"] = default_options(learner["method"]) | learner["options"]
+    typer.echo(yaml.safe_dump(shown, sort_keys=False))
+
+
+@app.command()
+def doctor(config: Config = None) -> None:
+    """Check the machine: packages, device, backbone, disk, and whether the streams can be reached."""
+    from daemon.cli.doctor import examine
+
+    if not examine(settings_or_exit(config)):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def accreted() -> None:
+    """Run the daemon: `accreted --config FILE` is `accrete run --config FILE`."""
+    typer.run(run)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _ratio(value: Any) -> str:
+    return "" if value is None else f"{float(value):.4f}"

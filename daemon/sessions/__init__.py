@@ -1,0 +1,1 @@
+"""Sessions: the gate, the trainer process and the thread that runs one session after another."""

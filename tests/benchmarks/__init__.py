@@ -1,0 +1,1 @@
+"""Benchmarks: one module per table of the README."""
