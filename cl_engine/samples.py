@@ -42,6 +42,8 @@ class TensorSamples:
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
             raise ValueError(f"inputs ({len(self.inputs)}) and labels ({len(self.labels)}) differ in length")
+        if self.ids and len(self.ids) != len(self.labels):
+            raise ValueError(f"ids ({len(self.ids)}) and labels ({len(self.labels)}) differ in length")
         if not self.ids:
             object.__setattr__(self, "ids", tuple(str(i) for i in range(len(self.labels))))
 

@@ -25,10 +25,15 @@ def read_address(directory: Path) -> Mapping[str, Any] | None:
     """
     try:
         address: Mapping[str, Any] = json.loads((directory / ADDRESS_FILE).read_text())
-        os.kill(int(address["pid"]), 0)
+        pid = int(address["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    try:
+        os.kill(pid, 0)
     except PermissionError:
+        # It runs, as another user.
         return address
-    except (OSError, ValueError, KeyError):
+    except OSError:
         return None
     return address
 

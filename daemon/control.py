@@ -151,5 +151,6 @@ class DaemonControl:
             return self._settings.streams[stream]
         except KeyError:
             raise UnknownStream(
-                f"no stream {stream[:64]!r} is configured: use one of {', '.join(sorted(self._settings.streams))}"
+                f"no stream {stream[:64]!r} is configured: "
+                f"use one of {', '.join(sorted(self._settings.streams))}"
             ) from None

@@ -120,7 +120,7 @@ class KafkaSource(Section):
     """What to do when stored offsets have left the log: stop, or go on at its start and say so."""
     connect_timeout_seconds: float = Field(default=10.0, gt=0)
     """How long a start waits for the first broker to answer."""
-    request_timeout_seconds: float = Field(default=30.0, gt=0.5)
+    request_timeout_seconds: float = Field(default=30.0, gt=0.5, le=500)
     """How long a broker may take to answer before its connection is given up."""
     unreachable_seconds: float = Field(default=10.0, gt=1.0)
     """The source counts as down once no broker has answered for so long."""

@@ -114,19 +114,19 @@ def decide_flush(buffers: Sequence[ClassBuffer]) -> TriggerDecision:
 def without_unsuccessful(
     buffers: Sequence[ClassBuffer], sessions: Sequence[SessionRecord]
 ) -> list[ClassBuffer]:
-    """Leave out the classes whose last session was rejected or failed and that got no sample since.
+    """Leave out the classes whose last session was rejected or failed and that got no sample since its start.
 
     The same samples would end the same way; without this a rejected session would start again at once,
-    for ever. A flush tries again all the same.
+    for ever. A sample that came while it ran was no part of it. A flush tries again all the same.
     """
-    ended: dict[int, float] = {}
+    tried: dict[int, float] = {}
     for session in sessions:
         for class_id in session.new_classes:
-            ended.pop(class_id, None)
+            tried.pop(class_id, None)
             unsuccessful = session.outcome in (SessionOutcome.REJECTED, SessionOutcome.FAILED)
-            if unsuccessful and session.ended_at is not None and not session.detail.get(RETRY, False):
-                ended[class_id] = session.ended_at
-    return [b for b in buffers if b.last_arrival > ended.get(b.class_id, float("-inf"))]
+            if unsuccessful and not session.detail.get(RETRY, False):
+                tried[class_id] = session.started_at
+    return [b for b in buffers if b.last_arrival > tried.get(b.class_id, float("-inf"))]
 
 
 def hold_after_rollback(

@@ -9,11 +9,14 @@ def choose_device(name: str) -> torch.device:
     """Resolve `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        ValueError: CUDA was asked for by name and there is none.
+        ValueError: not a device's name, or CUDA was asked for by name and there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} must be 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device {name!r}: this machine has no CUDA device that torch can use; use 'auto' or 'cpu'"
@@ -25,9 +28,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Resolve `auto`, `float32` or `bfloat16`: `auto` is bfloat16 where the hardware computes with it.
 
     Without native support bfloat16 is emulated and several times slower than float32.
+
+    Raises:
+        ValueError: none of the three.
     """
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name in formats:
+        return formats[name]
     if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        raise ValueError(f"dtype {name!r} must be 'auto', 'float32' or 'bfloat16'")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = any(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -49,7 +50,8 @@ class FrozenVisionTransformer(FrozenModel):
 
         Args:
             tokens: input of block `start`.
-            start, stop: range of blocks.
+            start: first block to run.
+            stop: block to stop before.
             adapter: added in parallel to each block's MLP.
         """
         for index in range(start, stop):
@@ -59,6 +61,11 @@ class FrozenVisionTransformer(FrozenModel):
             change = block.ls2(block.mlp(normed))
             tokens = tokens + change if adapter is None else tokens + change + adapter(index, normed)
             yield tokens
+
+    def last(self, tokens: Tensor, start: int, adapter: BlockAdapter | None = None) -> Tensor:
+        """Run the blocks from `start` on and return the last one's output tokens (B, T, d)."""
+        (output,) = deque(self.advance(tokens, start, self.depth, adapter), maxlen=1)
+        return output
 
     def layer_features(self, tokens: Tensor) -> Tensor:
         """Summarise one layer: its CLS token and the mean of its patch tokens, float32 (B, 2d).
@@ -73,7 +80,4 @@ class FrozenVisionTransformer(FrozenModel):
     @torch.inference_mode()
     def features(self, inputs: Tensor) -> Tensor:
         """Return the last block's layer features, float32 (B, 2d)."""
-        tokens = self.embed(inputs)
-        for tokens in self.advance(tokens, 0, self.depth):  # noqa: B020 - only the last is wanted
-            pass
-        return self.layer_features(tokens)
+        return self.layer_features(self.last(self.embed(inputs), 0))

@@ -45,7 +45,7 @@ class Generation:
         backbone: id of the frozen network, with input size and weights digest.
         session: 0-based session that made it.
         settings: JSON-able settings that the servable reads (preprocessing, blocks, inference mode).
-        classes: the class table, ordered by id.
+        classes: the class table, in the order of the score columns: sessions first, then ids.
         tensors: float or integer tensors that serving reads.
         masks: named boolean tensors; bit-packed on disk.
         learner_state: tensors that only the next session reads (Gram matrices, scores).
@@ -101,9 +101,10 @@ def content_digest(generation: Generation) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(described(generation), sort_keys=True, separators=(",", ":")).encode())
     named = {f"tensor/{name}": tensor for name, tensor in generation.tensors.items()}
-    named |= {f"mask/{name}": pack(mask) for name, mask in generation.masks.items()}
+    named |= {f"mask/{name}": mask for name, mask in generation.masks.items()}
     for name in sorted(named):
-        tensor = named[name].detach().cpu().contiguous()
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        shape, dtype = tuple(named[name].shape), named[name].dtype
+        tensor = pack(named[name]) if name.startswith("mask/") else named[name].detach().cpu().contiguous()
+        digest.update(f"\n{name} {dtype} {shape}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

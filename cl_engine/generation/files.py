@@ -73,6 +73,7 @@ class GenerationDirectory:
                 "certificate": dict(generation.certificate),
                 "provenance": dict(generation.provenance),
             }
+            manifest["checksum"] = _checksum(manifest)
             body = json.dumps(manifest, indent=2, sort_keys=True).encode()
             with (temporary / MANIFEST).open("wb") as file:
                 file.write(body)
@@ -94,17 +95,22 @@ class GenerationDirectory:
         """Read a generation's manifest.
 
         Raises:
-            CorruptGeneration: it is missing or not JSON.
+            CorruptGeneration: it is missing, not JSON, or not what was written.
             UnsupportedGeneration: another format version wrote it.
         """
         try:
-            manifest: dict[str, Any] = json.loads((self.path(digest) / MANIFEST).read_bytes())
+            manifest = json.loads((self.path(digest) / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             raise CorruptGeneration(f"generation {digest}: manifest unreadable: {error}") from error
-        if manifest.get("format") != FORMAT_VERSION:
+        if not isinstance(manifest, dict) or "format" not in manifest:
+            raise CorruptGeneration(f"generation {digest}: the manifest is no JSON object with a format")
+        if manifest["format"] != FORMAT_VERSION:
             raise UnsupportedGeneration(
-                f"generation {digest}: format {manifest.get('format')!r}, this release reads {FORMAT_VERSION}"
+                f"generation {digest}: format {manifest['format']!r}, this release reads {FORMAT_VERSION}"
             )
+        # The digest covers what answers; this covers the rest: certificate, evaluation, provenance.
+        if manifest.pop("checksum", None) != _checksum(manifest):
+            raise CorruptGeneration(f"generation {digest}: the manifest is not what was written")
         return manifest
 
     def load(self, digest: str, *, with_learner_state: bool = False) -> Generation:
@@ -174,6 +180,10 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> str:

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cl_engine.backbones import FrozenVisionTransformer
-from cl_engine.errors import Diverged, UnsupportedGeneration
+from cl_engine.errors import Diverged
 from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
 from cl_engine.learners.base import Prediction, Progress, ProgressListener
-from cl_engine.learners.table import class_table
+from cl_engine.learners.table import check_origin, check_unchanged, class_table
 from cl_engine.samples import SessionData
 from cl_engine.sgds.adapter import adapt
 
@@ -57,6 +57,11 @@ class FineTuningLearner:
     ) -> None:
         self.backbone, self._extract = backbone, extract
         self.settings = settings or FineTuningSettings()
+        if self.settings.adapter_blocks > backbone.depth:
+            raise ValueError(
+                f"adapter_blocks ({self.settings.adapter_blocks}) is above the backbone's "
+                f"{backbone.depth} blocks"
+            )
 
     def servable(self, generation: Generation) -> FineTuningServable:
         """Build the thing that answers requests; see `Learner.servable`."""
@@ -74,9 +79,14 @@ class FineTuningLearner:
 
         Raises:
             Diverged: the loss is no longer finite.
+            UnsupportedGeneration: the previous generation is of another method or backbone.
+            ValueError: wrong classes, or adapters of another shape than the previous generation's.
         """
         del checkpoint
-        report = on_progress or (lambda progress: None)
+        if previous is not None:
+            check_origin(previous, METHOD, self.backbone.id)
+            check_unchanged(previous, self.settings, ("adapter_blocks", "units"))
+        report = on_progress or (lambda _: None)
         settings, backbone = self.settings, self.backbone
         table = class_table(previous, data)
         first = backbone.depth - settings.adapter_blocks
@@ -146,20 +156,15 @@ def logits(
         layer = index - first
         return adapt(inputs, everything, down[layer].expand(size), up[layer].expand(size), 1.0)
 
-    for tokens in backbone.advance(tokens, first, backbone.depth, adapter):  # noqa: B020
-        pass
-    return backbone.layer_features(tokens) @ weights["head"].T + weights["bias"]
+    features = backbone.layer_features(backbone.last(tokens, first, adapter))
+    return features @ weights["head"].T + weights["bias"]
 
 
 class FineTuningServable:
     """A fine-tuned generation made ready to answer."""
 
     def __init__(self, backbone: FrozenVisionTransformer, generation: Generation) -> None:
-        if generation.backbone != backbone.id or generation.method != METHOD:
-            raise UnsupportedGeneration(
-                f"generation {generation.digest} ({generation.method} on {generation.backbone}) is not one of "
-                f"{METHOD} on {backbone.id}"
-            )
+        check_origin(generation, METHOD, backbone.id)
         self._backbone = backbone
         self.digest = generation.digest
         self.class_ids = generation.class_ids

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from cl_engine import calibration
 from cl_engine.backbones import FrozenVisionTransformer
-from cl_engine.errors import UnsupportedGeneration
 from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics
 from cl_engine.heads.prototypes import cosine_scores
 from cl_engine.learners.base import Prediction, Progress, ProgressListener
-from cl_engine.learners.table import class_table
+from cl_engine.learners.table import check_origin, check_unchanged, class_table
 from cl_engine.samples import SessionData
 
 METHOD = "ncm"
@@ -58,9 +57,17 @@ class NearestMeanLearner:
         checkpoint: Path | None = None,
         on_progress: ProgressListener | None = None,
     ) -> Generation:
-        """Add the new samples to the class means; takes one frozen pass, so nothing is checkpointed."""
+        """Add the new samples to the class means; takes one frozen pass, so nothing is checkpointed.
+
+        Raises:
+            UnsupportedGeneration: the previous generation is of another method or backbone.
+            ValueError: wrong classes, or features of another shape than the previous generation's.
+        """
         del checkpoint
-        report = on_progress or (lambda progress: None)
+        if previous is not None:
+            check_origin(previous, METHOD, self.backbone.id)
+            check_unchanged(previous, self.settings, ("feature_blocks",))
+        report = on_progress or (lambda _: None)
         table = class_table(previous, data)
         features = self._extract(self.backbone, data.train, self.settings.feature_blocks).features
         column_of = {entry.id: column for column, entry in enumerate(table)}
@@ -76,6 +83,9 @@ class NearestMeanLearner:
         scores = cosine_scores(held, prototypes).cpu()
         truth = torch.tensor([column_of[int(data.holdout.labels[i])] for i in new], dtype=torch.int64)
         known = torch.zeros(0) if previous is None else previous.tensors["distances"]
+        sharpness = torch.tensor([calibration.fit_sharpness(scores, truth)])
+        if previous is not None and not new:
+            sharpness = previous.tensors["sharpness"]
         nearest = scores.max(dim=1).values if len(new) else torch.zeros(0)
         report(Progress("head", 1.0))
         return Generation(
@@ -86,7 +96,7 @@ class NearestMeanLearner:
             classes=table,
             tensors={
                 "prototypes": prototypes,
-                "sharpness": torch.tensor([calibration.fit_sharpness(scores, truth)]),
+                "sharpness": sharpness,
                 "distances": calibration.merge_distances(known, 1 - nearest),
             },
             learner_state={"total": state.total, "count": state.count},
@@ -102,11 +112,7 @@ class NearestMeanServable:
     """A nearest-class-mean generation made ready to answer."""
 
     def __init__(self, backbone: FrozenVisionTransformer, generation: Generation) -> None:
-        if generation.backbone != backbone.id or generation.method != METHOD:
-            raise UnsupportedGeneration(
-                f"generation {generation.digest} ({generation.method} on {generation.backbone}) is not one of "
-                f"{METHOD} on {backbone.id}"
-            )
+        check_origin(generation, METHOD, backbone.id)
         self._backbone = backbone
         self.digest = generation.digest
         self.class_ids = generation.class_ids

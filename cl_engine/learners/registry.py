@@ -84,7 +84,7 @@ def create(
     """
     settings = check_options(method, options or {})
     if not isinstance(backbone, FrozenVisionTransformer):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - a wrong choice of backbone, not a wrong type in code
             f"method {method!r} reads a vision transformer block by block; backbone {backbone.id} is none: "
             "choose a timm model of class VisionTransformer"
         )
@@ -95,13 +95,22 @@ def servable(backbone: FrozenModel, generation: Generation) -> Servable:
     """Make any generation ready to answer, whichever method made it.
 
     Raises:
-        UnsupportedGeneration: made for another backbone or by a method this release does not have.
+        UnsupportedGeneration: made for another backbone, or by a method or with settings that this
+            release does not have.
     """
     if generation.method not in _METHODS:
         raise UnsupportedGeneration(
             f"generation {generation.digest}: method {generation.method!r} is not one of {methods()}"
         )
-    return create(generation.method, backbone).servable(generation)
+    if generation.backbone != backbone.id:
+        raise UnsupportedGeneration(
+            f"generation {generation.digest} belongs to backbone {generation.backbone}, this is {backbone.id}"
+        )
+    try:
+        learner = create(generation.method, backbone, generation.settings)
+    except ValueError as error:
+        raise UnsupportedGeneration(f"generation {generation.digest}: {error}") from error
+    return learner.servable(generation)
 
 
 def _method(name: str) -> _Method:

@@ -157,7 +157,10 @@ class AnswerNetwork:
 
 
 def reranked(base: Tensor, own: Tensor, member: Tensor, blend: Tensor) -> Tensor:
-    """Blend a session's own scores into the base scores of its classes, keeping its best score in place.
+    """Blend a session's own scores into the base scores of its classes; its best class stays on top.
+
+    The winner gets exactly the highest base score, or the next number above it where a class of another
+    session has that one too: the session was chosen, and a tie must not undo that.
 
     Args:
         base: (B, C).
@@ -166,5 +169,8 @@ def reranked(base: Tensor, own: Tensor, member: Tensor, blend: Tensor) -> Tensor
         blend: (B,), weight of the own scores.
     """
     combined = torch.where(member, base + blend[:, None] * own, -torch.inf)
-    shift = base.max(dim=1).values - combined.max(dim=1).values
-    return torch.where(member, combined + shift[:, None], base)
+    top = base.max(dim=1, keepdim=True).values
+    tied = (base.where(~member, -torch.inf) == top).any(dim=1, keepdim=True)
+    top = torch.where(tied, torch.nextafter(top, torch.full_like(top, torch.inf)), top)
+    # In this order the winner is at `top` without rounding.
+    return torch.where(member, (combined - combined.max(dim=1, keepdim=True).values) + top, base)

@@ -57,6 +57,7 @@ def certify(before: Content | None, after: Content) -> dict[str, Any]:
 def subspace_digests(content: Content) -> Mapping[str, str]:
     """Hash each subspace: its bytes, and its adapters' output on the probe."""
     result = {}
+    down, up = content.subspaces.effective(torch.device("cpu"), torch.float32)
     for subspace in range(len(content.subspaces)):
         digest = hashlib.sha256()
         member = content.class_subspace == subspace
@@ -70,7 +71,7 @@ def subspace_digests(content: Content) -> Mapping[str, str]:
             content.subspace_scale[subspace],
             content.subspace_head[:, member],
             content.blend[subspace],
-            _probe(content, subspace),
+            _probe(content.subspaces.input_masks[subspace], down[subspace], up[subspace]),
         )
         for part in parts:
             digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -78,9 +79,8 @@ def subspace_digests(content: Content) -> Mapping[str, str]:
     return result
 
 
-def _probe(content: Content, subspace: int) -> Tensor:
+def _probe(masks: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Return each adapter's output on fixed random tokens, (L, 1, tokens, d)."""
-    down, up = content.subspaces.effective(torch.device("cpu"), torch.float32)
     width = down.shape[-1]
     generator = torch.Generator().manual_seed(PROBE_SEED)
     tokens = torch.randn(1, PROBE_TOKENS, width, generator=generator)
@@ -88,11 +88,11 @@ def _probe(content: Content, subspace: int) -> Tensor:
         [
             adapt(
                 tokens,
-                content.subspaces.input_masks[subspace, layer][None],
-                down[subspace, layer][None],
-                up[subspace, layer][None],
+                masks[layer][None],
+                down[layer][None],
+                up[layer][None],
                 1.0,
             )
-            for layer in range(down.shape[1])
+            for layer in range(len(down))
         ]
     )

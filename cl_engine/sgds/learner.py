@@ -30,13 +30,13 @@ from torch import Tensor
 from cl_engine import calibration
 from cl_engine.backbones import FrozenVisionTransformer
 from cl_engine.checkpoint import load_checkpoint, save_checkpoint
-from cl_engine.errors import CapacityExhausted, UnsupportedGeneration
+from cl_engine.errors import CapacityExhausted
 from cl_engine.features import BaseFeatures, Extract, extract
 from cl_engine.generation import ClassEntry, Generation
 from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser, fit_ridge, leave_one_out
 from cl_engine.heads.ridge import START_STRENGTH, fold_of
 from cl_engine.learners.base import Progress, ProgressListener
-from cl_engine.learners.table import class_table
+from cl_engine.learners.table import check_origin, check_unchanged, class_table
 from cl_engine.samples import SessionData
 from cl_engine.sgds.adapter import Subspaces
 from cl_engine.sgds.answer import AnswerNetwork, first_adapted_block
@@ -49,6 +49,17 @@ from cl_engine.sgds.training import TrainedUnits, TrainingInput, UnitTrainer
 
 # Weights of the own scores that are tried; 0 leaves the base scores alone.
 BLENDS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+# A generation has one value of each for all its sessions: another one would change earlier answers.
+ANSWERED_WITH = (
+    "adapter_blocks",
+    "feature_blocks",
+    "units_per_session",
+    "density",
+    "scale",
+    "mask_scope",
+    "inference",
+    "head",
+)
 # Share of a session's time, for the progress bar: the frozen pass, the two phases, the heads.
 FEATURES_SHARE, TRAINING_SHARE = 0.35, 0.55
 
@@ -97,12 +108,12 @@ class SGDSLearner:
             Diverged: the loss is no longer finite.
             CertificateViolation: something of an earlier session would change.
             UnsupportedGeneration: the previous generation cannot be built on.
+            ValueError: wrong classes, or a setting that earlier sessions answer with has changed.
         """
-        report = on_progress or (lambda progress: None)
-        if previous is not None and previous.backbone != self.backbone.id:
-            raise UnsupportedGeneration(
-                f"generation {previous.digest} belongs to backbone {previous.backbone}, this is {self.backbone.id}"
-            )
+        report = on_progress or (lambda _: None)
+        if previous is not None:
+            check_origin(previous, METHOD, self.backbone.id)
+            check_unchanged(previous, self.settings, ANSWERED_WITH)
         content = None if previous is None else read_content(previous)
         table = class_table(previous, data)
         base = self.extract(
@@ -445,7 +456,7 @@ class _Session:
         }
 
     def _checkpoint_key(self) -> str:
-        """Name what the checkpoint belongs to: parent, samples, settings, seed, backbone."""
+        """Name what the checkpoint belongs to: parent, samples, labels, settings, seed, backbone."""
         digest = hashlib.sha256()
         parent = "" if self.previous is None else self.previous.digest
         for part in (
@@ -455,6 +466,7 @@ class _Session:
             str(self.data.seed),
             self.settings.model_dump_json(),
             *self.data.train.ids,
+            *map(str, self.data.train.labels.tolist()),
         ):
             digest.update(part.encode() + b"\0")
         return digest.hexdigest()

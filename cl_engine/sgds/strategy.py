@@ -1,4 +1,4 @@
-"""Step 0, the semantic strategy: does a new class reuse old subspaces or get one of its own?
+"""Step 0, the semantic strategy: whether a new class reuses old subspaces or gets one of its own.
 
 Published: P(y given c) is a softmax over the cosines between the prototypes of the new class c and of
 all classes y, old and new; S_old(c) sums it over the old classes, S_new(c) over the other new ones.
@@ -84,7 +84,8 @@ def keep_probabilities(
     Args:
         strategy: from `semantic_strategy`.
         counters: A, (C_old, L, d), how often each activation was among its class's top-K.
-        reuse_sharpness, allocate_sharpness: alpha_s and alpha_h.
+        reuse_sharpness: alpha_s.
+        allocate_sharpness: alpha_h.
         floor: least probability.
     """
     news = len(strategy.choices)

@@ -33,7 +33,7 @@ class SupermaskSettings(BaseModel):
     """Share of the epochs that train weights; `supsup` has no such phase and trains masks throughout."""
     mask_lr: float = Field(default=0.01, gt=0)
     """Adam's learning rate for scores, falling to 0 along a cosine over the phase."""
-    weight_lr: float = Field(default=0.001, gt=0)
+    weight_lr: float = Field(default=0.01, gt=0)
     """Adam's learning rate for weights, falling to 0 along a cosine over the phase."""
     batch_size: int = Field(default=64, ge=2)
     """Samples per step."""

@@ -13,8 +13,9 @@ from daemon.address import read_address
 from daemon.errors import ConfigError
 from daemon.settings import Settings, load_settings
 
-console = Console()
-errors = Console(stderr=True)
+# Without markup: labels and messages come from elsewhere and may hold what looks like it.
+console = Console(markup=False)
+errors = Console(stderr=True, markup=False)
 
 TIMEOUT_SECONDS = 30.0
 
@@ -24,7 +25,7 @@ def settings_or_exit(config: Path | None) -> Settings:
     try:
         return load_settings(config)
     except ConfigError as error:
-        errors.print(f"[red]The configuration has mistakes:[/red]\n{error}", highlight=False)
+        mistakes(str(error))
         raise typer.Exit(2) from None
 
 
@@ -83,5 +84,11 @@ class DaemonClient:
 
 def fail(message: str) -> NoReturn:
     """Print an error and exit with status 1."""
-    errors.print(f"[red]{message}[/red]", highlight=False)
+    errors.print(message, style="red", highlight=False)
     raise typer.Exit(1)
+
+
+def mistakes(lines: str) -> None:
+    """Print what is wrong with the configuration, one mistake a line."""
+    errors.print("The configuration has mistakes:", style="red", highlight=False)
+    errors.print(lines, highlight=False, soft_wrap=True)

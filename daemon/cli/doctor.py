@@ -6,6 +6,8 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 
+from rich.text import Text
+
 from daemon.cli.client import console
 from daemon.settings import EmbeddedSource, FolderSource, KafkaSource, Settings
 
@@ -42,10 +44,8 @@ def examine(settings: Settings) -> bool:
     for check in checks:
         for name, good, text in check(settings):
             well = well and good
-            console.print(
-                f"[{'green' if good else 'red'}]{'ok  ' if good else 'FAIL'}[/] {name}: {text}",
-                highlight=False,
-            )
+            mark = ("ok  ", "green") if good else ("FAIL", "red")
+            console.print(Text.assemble(mark, f" {name}: {text}"))
     return well
 
 

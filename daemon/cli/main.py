@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from daemon.cli.client import DaemonClient, console, errors, fail, settings_or_exit
+from daemon.cli.client import DaemonClient, console, fail, mistakes, settings_or_exit
 
 app = typer.Typer(
     help="Accrete: a daemon that learns new classes from a stream and serves them without a pause.",
@@ -20,10 +21,9 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
-# typer reads these annotations at run time and needs Optional where 3.11 would take `Path | None` too.
-Config = Annotated[Optional[Path], typer.Option("--config", "-c", help="YAML configuration file.")]  # noqa: UP045
-Url = Annotated[Optional[str], typer.Option(help="Address of the daemon, as http://host:port.")]  # noqa: UP045
-Stream = Annotated[Optional[str], typer.Option(help="Name of the stream; not needed if there is one.")]  # noqa: UP045
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML configuration file.")]
+Url = Annotated[str | None, typer.Option(help="Address of the daemon, as http://host:port.")]
+Stream = Annotated[str | None, typer.Option(help="Name of the stream; not needed if there is one.")]
 
 
 @app.command()
@@ -48,7 +48,7 @@ def run(config: Config = None) -> None:
 @app.command()
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running until Ctrl-C.")] = False,
-    json: Annotated[Optional[Path], typer.Option(help="Write the summary as JSON.")] = None,  # noqa: UP045
+    json: Annotated[Path | None, typer.Option(help="Write the summary as JSON.")] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("demo-output/accuracy.png"),
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer images; for a look, not for figures.")
@@ -69,8 +69,8 @@ def produce(
     config: Config = None,
     stream: Stream = None,
     label: Annotated[
-        Optional[str], typer.Option(help="Label of all files; else their directory's name.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="Label of all files; else their directory's name.")
+    ] = None,
     batch: Annotated[
         int, typer.Option(min=1, help="Samples of one class per message; 1 sends them raw.")
     ] = 1,
@@ -104,10 +104,11 @@ def status(config: Config = None, url: Url = None, stream: Stream = None) -> Non
         "session",
         f"none running, {found['sessions']} so far"
         if session is None
-        else f"{session['id']}: {session['phase'] or 'starting'}, {session['done']:.0%} after {session['seconds']:.0f} s",
+        else f"{session['id']}: {session['phase'] or 'starting'}, {session['done']:.0%} "
+        f"after {session['seconds']:.0f} s",
     )
     if found["intake"]["failed"]:
-        table.add_row("[red]intake stopped[/red]", found["intake"]["failed"])
+        table.add_row(Text("intake stopped", style="red"), found["intake"]["failed"])
     console.print(table)
 
 
@@ -201,8 +202,8 @@ def resume(config: Config = None, url: Url = None, stream: Stream = None) -> Non
 @app.command()
 def rollback(
     to: Annotated[
-        Optional[str], typer.Option(help="Number or digest; the one before the live one if left out.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="Number or digest; the one before the live one if left out.")
+    ] = None,
     config: Config = None,
     url: Url = None,
     stream: Stream = None,
@@ -222,7 +223,7 @@ def config_check(config: Config = None) -> None:
     settings = settings_or_exit(config)
     wrong = check_learners(settings)
     if wrong:
-        errors.print("[red]The configuration has mistakes:[/red]\n" + "\n".join(wrong), highlight=False)
+        mistakes("\n".join(wrong))
         raise typer.Exit(2)
     console.print("the configuration is valid")
 

@@ -82,7 +82,8 @@ def print_report(
     service.add_row("requests failed", str(summary.failed))
     service.add_row(
         "swap pause",
-        f"median {summary.swap_pause_median_seconds * 1e6:.1f} us, worst {summary.swap_pause_max_seconds * 1e6:.1f} us",
+        f"median {summary.swap_pause_median_seconds * 1e6:.1f} us, "
+        f"worst {summary.swap_pause_max_seconds * 1e6:.1f} us",
     )
     service.add_row(
         "samples",

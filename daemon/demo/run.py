@@ -243,7 +243,8 @@ class Demo:
     def wait_for_interrupt(self) -> None:
         """Leave the service running until Ctrl-C."""
         self.console.print(
-            f"the service goes on at {self.daemon.url} (model {STREAM!r}, try {self.daemon.url}/docs); Ctrl-C ends it"
+            f"the service goes on at {self.daemon.url} (model {STREAM!r}, try {self.daemon.url}/docs); "
+            "Ctrl-C ends it"
         )
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -263,7 +264,7 @@ class Demo:
 
 
 def _show(progress: Progress, task: TaskID) -> assets.OnProgress:
-    def on_progress(step: str, done: int, total: int) -> None:
+    def on_progress(_step: str, done: int, total: int) -> None:
         progress.update(task, completed=done / total if total else None)
 
     return on_progress

@@ -188,20 +188,21 @@ class SessionSupervisor:
 
     def _decide_new_classes(self, stream: str) -> TriggerDecision:
         buffers = self._fresh_buffers(stream)
+        pending = [b for b in buffers if b.state is ClassState.PENDING]
         held = (
             triggers.hold_after_rollback(self._state.live(stream), self._state.generations(stream))
-            if any(b.state is ClassState.PENDING for b in buffers)
+            if pending
             else None
         )
         if held is not None:
             return held
-        free = triggers.without_unsuccessful(buffers, self._state.sessions(stream)) if buffers else []
-        if buffers and not free:
+        free = triggers.without_unsuccessful(pending, self._state.sessions(stream)) if pending else []
+        if pending and not free:
             return TriggerDecision(
                 triggers.NEW_CLASSES,
                 False,
                 "the last session of these classes did not succeed: send more samples, or flush",
-                tuple(b.class_id for b in buffers),
+                tuple(b.class_id for b in pending),
             )
         return triggers.decide_new_classes(self._settings.streams[stream].trigger, free, self._clock.now())
 

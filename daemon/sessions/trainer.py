@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -67,6 +68,7 @@ class TrainerProcess:
         self._command = list(command)
         self._process: subprocess.Popen[str] | None = None
         self._events: Queue[Event] = Queue()
+        self._listener: threading.Thread | None = None
         self._busy = False
 
     @property
@@ -106,6 +108,9 @@ class TrainerProcess:
         """Return how the process ended if it did so while a job ran."""
         if not self._busy or self._process is None or self._process.poll() is None:
             return None
+        assert self._listener is not None
+        # What it said before it ended may still be in the pipe; a result among it counts.
+        self._listener.join(_END_SECONDS)
         if not self._events.empty():
             return None
         code = self._process.returncode
@@ -124,10 +129,8 @@ class TrainerProcess:
         if process is None:
             return
         if process.stdin is not None:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            except BrokenPipeError:
-                pass
         try:
             process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -142,12 +145,19 @@ class TrainerProcess:
         command = ["nice", "-n", str(niceness), *self._command] if niceness else self._command
         self._events = Queue()
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # A line that is no UTF-8 is unreadable like any other; it must not end the listener.
+            encoding="utf-8",
+            errors="replace",
+            env=self._environment,
         )
         assert self._process.stdout is not None
-        threading.Thread(
+        self._listener = threading.Thread(
             target=_listen, args=(self._process.stdout, self._events), name="trainer-events", daemon=True
-        ).start()
+        )
+        self._listener.start()
         log.info("trainer.started", pid=self._process.pid, niceness=niceness)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cl_engine import assets
-from cl_engine.backbones.precision import choose_device
+from cl_engine.backbones.precision import choose_device, choose_dtype
 from cl_engine.evaluation import last_accuracy
 from cl_engine.supermask.architectures import ResNet18
 from cl_engine.supermask.network import MaskedNetwork
@@ -71,8 +71,8 @@ FULL = Size(
     width=20,
 )
 QUICK = Size(
-    streams=(Stream("cifar10", 2, 3, train_per_class=160, test_per_class=200, epochs=6, channels=3),),
-    densities=(0.05, 0.3),
+    streams=(Stream("cifar10", 2, 3, train_per_class=200, test_per_class=200, epochs=10, channels=3),),
+    densities=(0.1,),
     width=8,
 )
 
@@ -147,11 +147,15 @@ def measure(
     sessions: Sequence[Session], stream: Stream, method: Method, density: float, width: int, seed: int
 ) -> Run:
     """Learn all sessions in order and compare all earlier logits after each."""
-    settings = SupermaskSettings(method=method, density=density, epochs=stream.epochs)
+    device = sessions[0][0].device
+    settings = SupermaskSettings(
+        method=method,
+        density=density,
+        epochs=stream.epochs,
+        precision="bfloat16" if choose_dtype("auto", device) == torch.bfloat16 else "float32",
+    )
     network = MaskedNetwork.create(
-        lambda: ResNet18(stream.classes_per_session, width=width, channels=stream.channels),
-        seed,
-        sessions[0][0].device,
+        lambda: ResNet18(stream.classes_per_session, width=width, channels=stream.channels), seed, device
     )
     right_after: list[Tensor] = []
     matrix: list[list[float]] = []

@@ -189,10 +189,10 @@ def _train(image_size: int, pipe: Connection) -> None:
     from tests.benchmarks.generations import teach
 
     os.nice(TrainerSettings().niceness)
-    teach(0, sessions=1, image_size=image_size, per_class=8, images=0)
+    teach(0, sessions=1, image_size=image_size, per_class=8, images=0, epochs=1)
     pipe.send("training")
     while not pipe.poll():
-        teach(0, sessions=5, image_size=image_size, per_class=100, images=0)
+        teach(0, sessions=5, image_size=image_size, per_class=100, images=0, epochs=3)
 
 
 @contextmanager
@@ -205,6 +205,8 @@ def training(image_size: int) -> Iterator[Callable[[bool], None]]:
     here, there = context.Pipe()
     process = context.Process(target=_train, args=(image_size, there), daemon=True)
     process.start()
+    # With this end closed, a child that dies is heard of at once.
+    there.close()
 
     def switch(on: bool) -> None:
         assert process.pid is not None, "started above"

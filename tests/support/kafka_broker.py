@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from tests.support.kafka_libs import find_classpath
 
 LOG_SETTINGS = Path(__file__).parent / "kafka" / "log4j2.yaml"
 START_SECONDS = 90.0
+PR_SET_PDEATHSIG = 1
 
 
 def free_port() -> int:
@@ -22,6 +24,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when the tests' own is killed, and let Ctrl-C pass it by."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class KafkaBroker:
@@ -74,7 +82,7 @@ class KafkaBroker:
         assert self._process is None, "it runs already"
         command = [*self._java(), "kafka.Kafka", str(self._settings)]
         with (self._directory / "broker.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_parent)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             assert self._process.poll() is None, (self._directory / "broker.log").read_text()[-4000:]
