@@ -133,7 +133,7 @@ class Daemon:
         settings = self.settings.streams[stream]
         return Intake(
             stream,
-            source=open_source(stream, settings.source, self.topics, self.clock),
+            source=open_source(stream, settings.source, self.topics, self.clock, self.metrics),
             sink=self.sinks[stream],
             state=self.state,
             metrics=self.metrics,

@@ -195,8 +195,9 @@ class GateSettings(Section):
 class LearnerSettings(Section):
     """Which method learns the stream."""
 
-    method: Literal["sgds", "ncm"] = "sgds"
-    """`sgds`: semantic-guided dynamic sparsification; `ncm`: nearest class mean, a baseline."""
+    method: Literal["sgds", "exssnet", "supsup", "ncm", "finetune"] = "sgds"
+    """`sgds`: semantic-guided dynamic sparsification; `exssnet`, `supsup`: supermask subnetworks; and two
+    baselines, `ncm`: nearest class mean, and `finetune`: naive fine-tuning, which forgets."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The method's own settings, checked by the method; `accrete config show` lists them."""
     seed: int = Field(default=1993, ge=0)

@@ -6,7 +6,7 @@
 #        deploy/check-image.sh --clean    remove the rootfs and the image store it keeps between runs
 # Environment:
 #   BASE           base image to pull instead of the stand-in
-#   TORCH_INDEX    index of torch's CPU builds; empty (the default here): the ordinary index, 6 GB of CUDA included
+#   TORCH_BACKEND  uv's name of a torch build, as cpu; empty (the default here): what the ordinary index has
 #   READY_SECONDS  how long the first start may take, weights included (default 300)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -67,7 +67,7 @@ fi
 
 step "building"
 image build --isolation chroot --network host --format docker --layers \
-    --build-arg "BASE=$base" --build-arg "TORCH_INDEX=${TORCH_INDEX-}" \
+    --build-arg "BASE=$base" --build-arg "TORCH_BACKEND=${TORCH_BACKEND-}" \
     --file deploy/Dockerfile --tag localhost/accrete .
 image rmi --prune >/dev/null # what an earlier build left: gigabytes
 

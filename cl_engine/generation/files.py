@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -187,7 +188,11 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> str:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    # Copies: safetensors refuses two tensors of one storage, which a learner may well hand over.
+    owned = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
+    }
+    save_file(owned, path)
     with path.open("r+b") as file:
         os.fsync(file.fileno())
     return _sha256(path)

@@ -17,6 +17,8 @@ from cl_engine.learners.base import Learner, Servable
 from cl_engine.learners.fine_tuning import FineTuningLearner, FineTuningSettings
 from cl_engine.learners.nearest_mean import NearestMeanLearner, NearestMeanSettings
 from cl_engine.sgds import SGDSLearner, SGDSSettings
+from cl_engine.supermask.learner import ExSSNeTLearner, SupSupLearner
+from cl_engine.supermask.learner_settings import ExSSNeTSettings, SupSupSettings
 
 
 class _Factory(Protocol):
@@ -33,6 +35,8 @@ class _Method:
 
 _METHODS: Mapping[str, _Method] = {
     "sgds": _Method(SGDSLearner, SGDSSettings),
+    "exssnet": _Method(ExSSNeTLearner, ExSSNeTSettings),
+    "supsup": _Method(SupSupLearner, SupSupSettings),
     "ncm": _Method(NearestMeanLearner, NearestMeanSettings),
     "finetune": _Method(FineTuningLearner, FineTuningSettings),
 }

@@ -218,7 +218,8 @@ class _Session:
         )
         if units is not None:
             content = self._with_subspace(content, units)
-        content = replace(content, base_weights=ridge.solve(strength).float().cpu())
+        # Contiguous, so that the product in memory and after a load from disk take the same path, bit for bit.
+        content = replace(content, base_weights=ridge.solve(strength).float().cpu().contiguous())
         content = self._calibrated(content)
         certificate = certify(None if self.previous is None else self.content, content)
         return Generation(

@@ -24,7 +24,7 @@ from cl_engine import calibration
 from cl_engine.backbones import FrozenVisionTransformer
 from cl_engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cl_engine.errors import CapacityExhausted, UnsupportedGeneration
-from cl_engine.features import extract
+from cl_engine.features import Extract, extract
 from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser
 from cl_engine.heads.ridge import START_STRENGTH, fold_of
@@ -46,9 +46,12 @@ FEATURES_SHARE, TRAINING_SHARE = 0.5, 0.4
 class SupermaskLearner:
     """What both methods do; the settings say which it is."""
 
-    def __init__(self, backbone: FrozenVisionTransformer, settings: LearnerSettings) -> None:
+    def __init__(
+        self, backbone: FrozenVisionTransformer, settings: LearnerSettings, extract: Extract = extract
+    ) -> None:
         self.backbone = backbone
         self.settings = settings
+        self._extract = extract
 
     @property
     def method(self) -> str:
@@ -94,7 +97,7 @@ class SupermaskLearner:
         column_of = {entry.id: column for column, entry in enumerate(table)}
         columns = torch.tensor([column_of[int(c)] for c in data.train.labels], dtype=torch.int64)
         total = max(1, len(columns))
-        features = extract(
+        features = self._extract(
             self.backbone,
             data.train,
             self.settings.feature_blocks,
@@ -194,7 +197,7 @@ class SupermaskLearner:
         new = [i for i, label in enumerate(data.holdout.labels.tolist()) if label in data.new_classes]
         if not new:
             return content
-        features = extract(self.backbone, data.holdout, self.settings.feature_blocks, indices=new).features
+        features = self._extract(self.backbone, data.holdout, self.settings.feature_blocks, indices=new).features
         truth = torch.tensor([column_of[int(data.holdout.labels[i])] for i in new])
         # The ridge alone: its scores, unlike the subnetworks', are no log-probabilities yet.
         plain = replace(content, sharpness=torch.ones(1))
@@ -248,15 +251,25 @@ class SupermaskLearner:
 class ExSSNeTLearner(SupermaskLearner):
     """Learner of the method `exssnet`."""
 
-    def __init__(self, backbone: FrozenVisionTransformer, settings: ExSSNeTSettings | None = None) -> None:
-        super().__init__(backbone, settings or ExSSNeTSettings())
+    def __init__(
+        self,
+        backbone: FrozenVisionTransformer,
+        settings: ExSSNeTSettings | None = None,
+        extract: Extract = extract,
+    ) -> None:
+        super().__init__(backbone, settings or ExSSNeTSettings(), extract)
 
 
 class SupSupLearner(SupermaskLearner):
     """Learner of the method `supsup`."""
 
-    def __init__(self, backbone: FrozenVisionTransformer, settings: SupSupSettings | None = None) -> None:
-        super().__init__(backbone, settings or SupSupSettings())
+    def __init__(
+        self,
+        backbone: FrozenVisionTransformer,
+        settings: SupSupSettings | None = None,
+        extract: Extract = extract,
+    ) -> None:
+        super().__init__(backbone, settings or SupSupSettings(), extract)
 
 
 def _updated(

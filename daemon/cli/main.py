@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,8 @@ def run(config: Config = None) -> None:
 
     settings = settings_or_exit(config)
     configure_logging(settings.log)
+    # Read by OpenMP when torch is loaded: serving threads that spin while they wait would starve the trainer.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Loading torch takes seconds; a stop that comes meanwhile must not be a traceback.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from cl_engine.errors import EngineError

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cl_engine import assets
@@ -49,7 +50,7 @@ def run_demo(settings: DemoSettings, *, keep: bool, json_path: Path | None, plot
     try:
         Demo(settings, directory, console).run(keep=keep, json_path=json_path, plot=plot)
     except (DemoFailed, AssetError) as error:
-        console.print(f"[red]The demo failed:[/red] {error}", highlight=False)
+        console.print(f"[red]The demo failed:[/red] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -87,7 +88,7 @@ class Demo:
             summary = self.summarise(measured, report, status, len(digests), started, memory.stop(), images)
             print_report(self.console, summary, measured, sessions, sum(len(v) for v in images.test.values()))
             for reason in report.failed[:5]:
-                self.console.print(f"[red]failed request:[/red] {reason}", highlight=False)
+                self.console.print(f"[red]failed request:[/red] {escape(reason)}", highlight=False)
             draw_plot(plot, measured)
             self.console.print(f"plot: {plot}")
             if json_path is not None:

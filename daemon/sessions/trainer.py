@@ -64,7 +64,12 @@ class TrainerProcess:
         self, settings: TrainerSettings, log_settings: LogSettings, command: Sequence[str] = COMMAND
     ) -> None:
         self._settings = settings
-        self._environment = {**os.environ, "ACCRETE_TRAINER_LOG": log_settings.model_dump_json()}
+        # Waiting threads that spin take the cores from serving, which shares them with the trainer.
+        self._environment = {
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **os.environ,
+            "ACCRETE_TRAINER_LOG": log_settings.model_dump_json(),
+        }
         self._command = list(command)
         self._process: subprocess.Popen[str] | None = None
         self._events: Queue[Event] = Queue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from daemon.clock import Clock
+from daemon.metrics import Metrics
 from daemon.settings import EmbeddedSource as EmbeddedSettings
 from daemon.settings import FolderSource as FolderSettings
 from daemon.settings import SourceSettings
@@ -20,7 +21,9 @@ def labelled_topic(stream: str, settings: SourceSettings) -> str:
     return settings.topic or stream
 
 
-def open_source(stream: str, settings: SourceSettings, log: EmbeddedLog, clock: Clock) -> Source:
+def open_source(
+    stream: str, settings: SourceSettings, log: EmbeddedLog, clock: Clock, metrics: Metrics
+) -> Source:
     """Return a stream's source, not started yet.
 
     Args:
@@ -28,6 +31,7 @@ def open_source(stream: str, settings: SourceSettings, log: EmbeddedLog, clock: 
         settings: what the configuration says.
         log: the embedded log of the state directory, which `embedded` and `folder` read from.
         clock: time.
+        metrics: where a Kafka consumer shows what it knows about itself.
     """
     topic = labelled_topic(stream, settings)
     if isinstance(settings, EmbeddedSettings):
@@ -39,8 +43,9 @@ def open_source(stream: str, settings: SourceSettings, log: EmbeddedLog, clock: 
         return FolderSource(settings, log, topic, clock)
     # Only a stream from Kafka needs the client.
     from daemon.sources.kafka import KafkaSource
+    from daemon.sources.kafka.export import FactsExporter
 
-    return KafkaSource(settings, clock)
+    return KafkaSource(settings, clock, on_facts=FactsExporter(metrics, stream).update)
 
 
 def open_sink(settings: SourceSettings, log: EmbeddedLog) -> Sink:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon.errors import OffsetGap, SourceUnavailable
+from daemon.metrics import Metrics
 from daemon.settings import EmbeddedSource as EmbeddedSettings
 from daemon.sources import open_sink, open_source
 from daemon.sources.base import Lag, Message, Place
@@ -219,6 +220,6 @@ def test_the_settings_choose_topic_and_sink(log: EmbeddedLog, clock: ManualClock
         sink = open_sink(settings, log)
         assert isinstance(sink, EmbeddedSink)
         sink.send(topic, [Message(b"x")])
-        consumer = open_source("pets", settings, log, clock)
+        consumer = open_source("pets", settings, log, clock, Metrics())
         consumer.start({})
         assert [r.topic for r in consumer.poll(0.0, 10)] == [topic]

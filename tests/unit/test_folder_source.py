@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from daemon.errors import SourceUnavailable
 from daemon.messages.parse import parse_record
+from daemon.metrics import Metrics
 from daemon.settings import FolderSource as FolderSettings
 from daemon.settings import LimitSettings
 from daemon.sources import open_source
@@ -43,7 +44,7 @@ class Folder:
 
     def source(self, stored: dict[Place, int] | None = None) -> Source:
         """Open and start the source."""
-        source = open_source("pets", FolderSettings(path=self.root), self.log, self.clock)
+        source = open_source("pets", FolderSettings(path=self.root), self.log, self.clock, Metrics())
         source.start(stored or {})
         return source
 
