@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,10 +22,13 @@ class CachedExtract:
     Args:
         backbone: the frozen network; another one's features would be wrong, so asking for it fails.
         feature_blocks: most blocks that any method reads.
-        continue_from: the block that every method with adapters continues from.
+        continue_from: the block that every method with adapters continues from; None where none has any,
+            and then no tokens are kept.
     """
 
-    def __init__(self, backbone: FrozenVisionTransformer, feature_blocks: int, continue_from: int) -> None:
+    def __init__(
+        self, backbone: FrozenVisionTransformer, feature_blocks: int, continue_from: int | None
+    ) -> None:
         self._backbone = backbone
         self._feature_blocks, self._continue_from = feature_blocks, continue_from
         self._features: dict[str, Tensor] = {}
@@ -60,10 +64,7 @@ class CachedExtract:
                 indices=missing,
                 on_batch=on_batch,
             )
-            assert fresh.tokens is not None
-            for row, index in enumerate(missing):
-                self._features[samples.ids[index]] = fresh.features[row]
-                self._tokens[samples.ids[index]] = fresh.tokens[row]
+            self.add([samples.ids[i] for i in missing], fresh)
         width = 2 * backbone.width * feature_blocks
         ids = [samples.ids[i] for i in chosen]
         if not ids:
@@ -71,3 +72,31 @@ class CachedExtract:
         features = torch.stack([self._features[i] for i in ids])[:, -width:]
         tokens = None if continue_from is None else torch.stack([self._tokens[i] for i in ids])
         return BaseFeatures(features, tokens)
+
+    def key(self, ids: Sequence[str]) -> str:
+        """Name what is remembered of some samples: a digest of network, format, blocks and ids."""
+        digest = hashlib.sha256()
+        parts = (
+            self._backbone.id,
+            str(self._backbone.dtype),
+            self._feature_blocks,
+            self._continue_from,
+            *ids,
+        )
+        for part in parts:
+            digest.update(f"{part}\0".encode())
+        return digest.hexdigest()
+
+    def add(self, ids: Sequence[str], base: BaseFeatures) -> None:
+        """Remember base features that were computed with this cache's blocks, row i of sample `ids[i]`."""
+        assert (base.tokens is None) == (self._continue_from is None)
+        features = base.features.to(self._backbone.device)
+        tokens = None if base.tokens is None else base.tokens.to(self._backbone.device)
+        for row, sample_id in enumerate(ids):
+            self._features[sample_id] = features[row]
+            if tokens is not None:
+                self._tokens[sample_id] = tokens[row]
+
+    def whole(self, samples: SampleSet, indices: Sequence[int]) -> BaseFeatures:
+        """Return all that is remembered of some samples, computed first where it is missing."""
+        return self(self._backbone, samples, self._feature_blocks, self._continue_from, indices=indices)

@@ -21,8 +21,12 @@ from daemon import triggers
 from daemon.address import remove_address, write_address
 from daemon.clock import Clock, SystemClock
 from daemon.control import DaemonControl
+from daemon.control_topic import ControlTopic
+from daemon.events.outbox import OutboxEvents
+from daemon.events.publisher import EventPublisher
 from daemon.intake import Intake
 from daemon.live import LiveGenerations
+from daemon.messages.dead_letter import dead_letter_topic
 from daemon.metrics import Metrics
 from daemon.runtime import TorchRuntime
 from daemon.serving.batcher import Batcher
@@ -33,7 +37,14 @@ from daemon.sessions.job import generations_directory
 from daemon.sessions.supervisor import SessionSupervisor
 from daemon.sessions.trainer import TrainerProcess
 from daemon.settings import Settings
-from daemon.sources import open_sink, open_source
+from daemon.sources import (
+    control_topic,
+    events_topic,
+    labelled_topic,
+    open_reader,
+    open_sink,
+    open_source,
+)
 from daemon.sources.base import Sink
 from daemon.sources.log import EmbeddedLog
 from daemon.state import SqlState
@@ -98,6 +109,8 @@ class Daemon:
         self.topics = EmbeddedLog(settings.state_directory / "topics.db", clock)
         directory = GenerationDirectory(generations_directory(settings.state_directory))
         directory.clean()
+        # The first time this fetches the weights, which takes a while.
+        log.info("backbone.loading", backbone=settings.backbone.name)
         self.runtime = TorchRuntime(
             settings.backbone, directory.root, metrics, settings.limits.max_image_pixels
         )
@@ -105,20 +118,46 @@ class Daemon:
             name: LiveSlot(name, settings.serving.max_resident_generations, metrics)
             for name in settings.streams
         }
-        self.live = LiveGenerations(self.state, self.runtime, self.slots, directory, metrics, clock)
+        events = OutboxEvents([name for name, s in settings.streams.items() if s.events.enabled])
+        self.live = LiveGenerations(self.state, self.runtime, self.slots, directory, metrics, clock, events)
         for name in settings.streams:
             self.live.restore(name)
         self.supervisor = SessionSupervisor(
-            settings, self.state, TrainerProcess(settings.trainer, settings.log), self.live, metrics, clock
+            settings,
+            self.state,
+            TrainerProcess(settings.trainer, settings.log),
+            self.live,
+            metrics,
+            clock,
+            events,
         )
         self.sinks: dict[str, Sink] = {
             name: open_sink(s.source, self.topics) for name, s in settings.streams.items()
         }
         self.intakes = {name: self._intake(name) for name in settings.streams}
+        # A stream whose events were switched off may have some left from before: they are published still.
+        self.publishers = {
+            name: EventPublisher(
+                name,
+                events_topic(name, s),
+                state=self.state,
+                sink=self.sinks[name],
+                metrics=metrics,
+                clock=clock,
+            )
+            for name, s in settings.streams.items()
+        }
         self._start_serving()
+        self.commands = {
+            name: self._control_topic(name) for name, s in settings.streams.items() if s.control.enabled
+        }
         for intake in self.intakes.values():
             intake.start()
         self.supervisor.start()
+        for publisher in self.publishers.values():
+            publisher.start()
+        for commands in self.commands.values():
+            commands.start()
         log.info(
             "daemon.started",
             streams=sorted(settings.streams),
@@ -143,6 +182,22 @@ class Daemon:
             on_stored=lambda _: self.supervisor.notify(stream),
         )
 
+    def _control_topic(self, stream: str) -> ControlTopic:
+        settings = self.settings.streams[stream]
+        secret = settings.control.secret
+        return ControlTopic(
+            stream,
+            control_topic(stream, settings),
+            letters=dead_letter_topic(labelled_topic(stream, settings.source)),
+            secret=None if secret is None else secret.get_secret_value(),
+            reader=open_reader(settings.source, self.topics),
+            control=self.control,
+            sink=self.sinks[stream],
+            state=self.state,
+            metrics=self.metrics,
+            clock=self.clock,
+        )
+
     def _start_serving(self) -> None:
         self.batcher = Batcher(self.settings.serving, self.metrics)
         self.batcher.start()
@@ -152,7 +207,7 @@ class Daemon:
         self.service.live_checks["sessions"] = self._check_sessions
         for name, intake in self.intakes.items():
             self.service.live_checks[f"intake:{name}"] = partial(self._check_intake, intake)
-        control = DaemonControl(
+        self.control = DaemonControl(
             self.settings,
             self.state,
             self.runtime,
@@ -163,7 +218,7 @@ class Daemon:
             self.topics,
             self.clock,
         )
-        app = create_app(self.service, control, version=cl_engine.__version__)
+        app = create_app(self.service, self.control, version=cl_engine.__version__)
         self.http = HttpServer(app, self.service)
         self.port = self.http.start()
         write_address(self.settings.state_directory, self.settings.serving.host, self.port)
@@ -183,7 +238,12 @@ class Daemon:
         return silent < STALL_SECONDS, f"last turn {silent:.1f} s ago"
 
     def _failure(self) -> BaseException | None:
-        failures = [self.supervisor.failed, *(intake.failed for intake in self.intakes.values())]
+        failures = [
+            self.supervisor.failed,
+            *(intake.failed for intake in self.intakes.values()),
+            *(publisher.failed for publisher in self.publishers.values()),
+            *(commands.failed for commands in self.commands.values()),
+        ]
         return next((failure for failure in failures if failure is not None), None)
 
     # -- run and stop
@@ -199,6 +259,11 @@ class Daemon:
         """Stop in order: not ready, no intake, session to its checkpoint, requests drained."""
         log.info("daemon.stopping", signal=self._received)
         self.service.draining = True
+        # First the commands: a flush that waits for the sessions' thread would wait in vain afterwards.
+        for name, commands in self.commands.items():
+            commands.stop()
+            if not commands.join(JOIN_SECONDS):
+                log.error("daemon.thread_left", thread=f"control-{name}")
         for intake in self.intakes.values():
             intake.stop()
         self.supervisor.stop()
@@ -207,6 +272,10 @@ class Daemon:
                 log.error("daemon.thread_left", thread=f"intake-{name}")
         if not self.supervisor.join(JOIN_SECONDS):
             log.error("daemon.thread_left", thread="sessions")
+        for name, publisher in self.publishers.items():
+            publisher.stop()
+            if not publisher.join(JOIN_SECONDS):
+                log.error("daemon.thread_left", thread=f"events-{name}")
         self.http.stop(self.settings.serving.drain_seconds)
         self.batcher.drain(self.settings.serving.drain_seconds)
         self.batcher.stop()

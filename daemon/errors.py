@@ -51,6 +51,8 @@ class DeadLetterReason(StrEnum):
     BAD_LABEL = "bad_label"
     BAD_CONTENT_TYPE = "bad_content_type"
     BAD_PAYLOAD = "bad_payload"
+    BAD_SIGNATURE = "bad_signature"
+    UNSUPPORTED_COMMAND = "unsupported_command"
 
 
 class DeadLetter(StreamError):

@@ -15,6 +15,8 @@ import structlog
 from cl_engine.generation import GenerationDirectory
 from daemon.clock import Clock
 from daemon.errors import SwapError, UnknownGeneration
+from daemon.events.base import Events, NoEvents
+from daemon.messages.events import GenerationRolledBack
 from daemon.metrics import Metrics
 from daemon.runtime import Runtime
 from daemon.serving.slot import LiveSlot
@@ -33,6 +35,7 @@ class LiveGenerations:
         state, runtime, metrics, clock: the parts it works with.
         slots: where requests find their generation, by stream.
         directory: the generations on disk.
+        events: what is told of rollbacks; a promotion is told of with its session's end.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class LiveGenerations:
         directory: GenerationDirectory,
         metrics: Metrics,
         clock: Clock,
+        events: Events | None = None,
     ) -> None:
         self._state, self._runtime, self._slots = state, runtime, slots
+        self._events = events or NoEvents()
         self._directory, self._metrics, self._clock = directory, metrics, clock
         self._lock = threading.Lock()
         self._shown: dict[str, tuple[str, ...]] = {}
@@ -120,8 +125,18 @@ class LiveGenerations:
                     self._metrics.swaps.labels(stream, "failed").inc()
                     raise
             reason = f"operator asked for generation {target.number}"
+            now, before = self._clock.now(), self._state.live(stream)
+            fact = GenerationRolledBack(
+                stream=stream,
+                generation=target.digest,
+                generation_number=target.number,
+                previous=None if before is None else before.digest,
+            )
             self._state.set_live(
-                stream, target.digest, Decision(self._clock.now(), KIND, POLICY, True, reason)
+                stream,
+                target.digest,
+                Decision(now, KIND, POLICY, True, reason),
+                events=self._events.of(now, fact),
             )
             if ready is None:
                 report = slot.promote_resident(target.digest)

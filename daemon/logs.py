@@ -40,5 +40,6 @@ def configure_logging(settings: LogSettings) -> None:
     root.handlers = [handler]
     # Libraries are heard when something is wrong; their chatter at info is not the daemon's log.
     root.setLevel(max(level, logging.WARNING))
-    # The Kafka client reports every refused connection as an error; the daemon says once that a source is away.
+    # The Kafka client reports every refused connection as an error; the daemon says once that a source
+    # is away.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)

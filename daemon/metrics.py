@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from daemon.errors import DeadLetterReason
+from daemon.events.kinds import EventKind
 
 RECORD_OUTCOMES = ("accepted", "duplicate", "dead_lettered", "tombstone")
 SAMPLE_OUTCOMES = ("stored", "duplicate", "dead_lettered")
@@ -21,6 +22,8 @@ REQUEST_OUTCOMES = ("ok", "bad_request", "not_ready", "overloaded", "timeout", "
 ENDPOINTS = ("infer", "classify")
 CLASS_STATES = ("live", "pending")
 BUFFER_STATES = ("ready", "waiting")
+# `dead_lettered` are bad or unsupported, `failed` were carried out and did not succeed.
+COMMAND_OUTCOMES = ("done", "failed", "duplicate", "dead_lettered")
 SWAP_PHASES = ("build", "warmup", "publish", "drain")
 
 # A request on one CPU core takes tens of milliseconds, on a GPU one to five.
@@ -259,6 +262,21 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=r,
         )
+        self.events_published = Counter(
+            "accrete_events_published",
+            "Events that the stream's topic has confirmed; repeated ones count again.",
+            ("stream", "type"),
+            registry=r,
+        )
+        self.events_pending = Gauge(
+            "accrete_events_pending", "Events that wait in the outbox.", ("stream",), registry=r
+        )
+        self.control_commands = Counter(
+            "accrete_control_commands",
+            "Messages of the control topic; the outcomes add up to all of them.",
+            ("stream", "outcome"),
+            registry=r,
+        )
         self.ready = Gauge("accrete_ready", "1 while the daemon answers /readyz with 200.", registry=r)
 
     def initialise(self, streams: Sequence[str], policies: Sequence[str]) -> None:
@@ -277,6 +295,10 @@ class Metrics:
                 self.sessions.labels(stream, outcome)
             for outcome in SWAP_OUTCOMES:
                 self.swaps.labels(stream, outcome)
+            for event in EventKind:
+                self.events_published.labels(stream, event.value)
+            for outcome in COMMAND_OUTCOMES:
+                self.control_commands.labels(stream, outcome)
             for phase in SWAP_PHASES:
                 self.swap_duration.labels(stream, phase)
             for state in BUFFER_STATES:
@@ -306,5 +328,6 @@ class Metrics:
                 self.swap_pause,
                 self.queue_duration,
                 self.batch_size,
+                self.events_pending,
             ):
                 instrument.labels(stream)

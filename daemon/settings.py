@@ -195,13 +195,38 @@ class GateSettings(Section):
 class LearnerSettings(Section):
     """Which method learns the stream."""
 
-    method: Literal["sgds", "exssnet", "supsup", "ncm", "finetune"] = "sgds"
-    """`sgds`: semantic-guided dynamic sparsification; `exssnet`, `supsup`: supermask subnetworks; and two
-    baselines, `ncm`: nearest class mean, and `finetune`: naive fine-tuning, which forgets."""
+    method: Literal["sgds", "exssnet", "supsup", "ridge", "ranpac", "slda", "ncm", "finetune"] = "sgds"
+    """`sgds`: semantic-guided dynamic sparsification; `exssnet`, `supsup`: supermask subnetworks; and the
+    baselines, `ridge`: exact ridge head over frozen features, `ranpac`: the same over a random projection,
+    `slda`: streaming linear discriminants, `ncm`: nearest class mean, and `finetune`: naive fine-tuning,
+    which forgets."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The method's own settings, checked by the method; `accrete config show` lists them."""
     seed: int = Field(default=1993, ge=0)
     """Everything random derives from it."""
+
+
+class EventSettings(Section):
+    """Events of the stream (sessions, gates, swaps) as CloudEvents, for other systems to follow."""
+
+    enabled: bool = True
+    """Whether events are written; without, none is kept either."""
+    topic: str | None = None
+    """Topic they are written to; the labelled topic's name with `.events` if empty."""
+
+
+class ControlTopicSettings(Section):
+    """Commands to the stream from a topic.
+
+    Whoever may write there commands the stream: restrict the topic by Kafka's ACLs, or set a secret, or both.
+    """
+
+    enabled: bool = False
+    """Whether commands are read from the topic."""
+    topic: str | None = None
+    """Topic they are read from; the labelled topic's name with `.control` if empty."""
+    secret: SecretStr | None = Field(default=None, min_length=16)
+    """Secret of the commands' HMAC-SHA-256 signatures; empty: commands need no signature."""
 
 
 class StreamSettings(Section):
@@ -215,6 +240,10 @@ class StreamSettings(Section):
     """When sessions start."""
     gate: GateSettings = GateSettings()
     """What a generation must show."""
+    events: EventSettings = EventSettings()
+    """Where the stream's events go."""
+    control: ControlTopicSettings = ControlTopicSettings()
+    """Commands from a topic."""
     holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of each class's samples never trained on, chosen by a hash of the sample id."""
     holdout_limit_per_class: int = Field(default=200, ge=1)

@@ -46,6 +46,11 @@ class PrototypeStatistics:
         count.index_add_(0, columns, torch.ones_like(columns))
         return PrototypeStatistics(total, count)
 
+    def without(self, column: int) -> PrototypeStatistics:
+        """Drop a class; the others' sums do not hold anything of it."""
+        kept = torch.arange(len(self.count)) != column
+        return PrototypeStatistics(self.total[kept], self.count[kept])
+
     def prototypes(self) -> Tensor:
         """Return unit-length prototypes, float32 (C, D)."""
         return normalize(self.total, dim=1).float()

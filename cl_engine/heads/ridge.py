@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,38 @@ class RidgeStatistics:
             cross[fold] += sign * sums.T
             count[fold].index_add_(0, targets, torch.full_like(targets, sign))
         return RidgeStatistics(gram, cross, count)
+
+    def without(self, column: int) -> RidgeStatistics:
+        """Drop a class's column; its samples must have been taken out of the Gram matrices before."""
+        kept = torch.arange(self.count.shape[1]) != column
+        return RidgeStatistics(self.gram, self.cross[:, :, kept.to(self.cross.device)], self.count[:, kept])
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors by name; of the symmetric Gram matrices only the lower triangle.
+
+        Args:
+            prefix: put before each name, for example `ridge.`.
+        """
+        rows, columns = torch.tril_indices(*self.gram.shape[1:])
+        return {
+            f"{prefix}gram": self.gram[:, rows, columns],
+            f"{prefix}cross": self.cross,
+            f"{prefix}count": self.count,
+        }
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> RidgeStatistics:
+        """Read back what `tensors` returned, onto a device.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        packed, cross = tensors[f"{prefix}gram"], tensors[f"{prefix}cross"]
+        size = cross.shape[1]
+        rows, columns = torch.tril_indices(size, size)
+        gram = torch.zeros(len(packed), size, size, dtype=packed.dtype)
+        gram[:, rows, columns] = gram[:, columns, rows] = packed.cpu()
+        return cls(gram.to(device), cross.to(device), tensors[f"{prefix}count"])
 
     def solve(self, strength: float, fold: int | None = None) -> Tensor:
         """Return weights, float64 (D + 1, C), from one fold or, with None, from all samples."""

@@ -19,6 +19,11 @@ class Standardiser:
     scale: Tensor
 
     @classmethod
+    def neutral(cls, dimensions: int, device: torch.device) -> Standardiser:
+        """Leave features (N, D) as they are."""
+        return cls(torch.zeros(dimensions, device=device), torch.ones(dimensions, device=device))
+
+    @classmethod
     def fit(cls, features: Tensor) -> Standardiser:
         """Take mean and standard deviation of features (N, D)."""
         spread = features.std(dim=0, correction=0)

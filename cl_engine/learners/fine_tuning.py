@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones.vit import BlockAdapter
 from cl_engine.errors import Diverged
 from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
@@ -144,18 +145,32 @@ class FineTuningLearner:
         return {name: tensor.to(self.backbone.device) for name, tensor in start.items()}
 
 
-def logits(
-    backbone: FrozenVisionTransformer, tokens: Tensor, first: int, weights: Mapping[str, Tensor]
-) -> Tensor:
-    """Return logits (B, C) from the tokens (B, T, d) that enter the first adapted block."""
+def shared_adapter(
+    backbone: FrozenVisionTransformer, first: int, weights: Mapping[str, Tensor]
+) -> BlockAdapter:
+    """Return the adapters that all samples pass alike, from the block `first` on.
+
+    Args:
+        backbone: the frozen network.
+        first: the first adapted block.
+        weights: `down` (L, r, d) and `up` (L, d, r).
+    """
     down, up = weights["down"].to(backbone.dtype), weights["up"].to(backbone.dtype)
-    everything = torch.ones(1, backbone.width, dtype=torch.bool, device=tokens.device)
+    everything = torch.ones(1, backbone.width, dtype=torch.bool, device=backbone.device)
 
     def adapter(index: int, inputs: Tensor) -> Tensor:
         size = (len(inputs), -1, -1)
         layer = index - first
         return adapt(inputs, everything, down[layer].expand(size), up[layer].expand(size), 1.0)
 
+    return adapter
+
+
+def logits(
+    backbone: FrozenVisionTransformer, tokens: Tensor, first: int, weights: Mapping[str, Tensor]
+) -> Tensor:
+    """Return logits (B, C) from the tokens (B, T, d) that enter the first adapted block."""
+    adapter = shared_adapter(backbone, first, weights)
     features = backbone.layer_features(backbone.last(tokens, first, adapter))
     return features @ weights["head"].T + weights["bias"]
 

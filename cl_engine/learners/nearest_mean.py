@@ -16,10 +16,12 @@ from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics
 from cl_engine.heads.prototypes import cosine_scores
 from cl_engine.learners.base import Prediction, Progress, ProgressListener
+from cl_engine.learners.forgetting import check_known, without_class
 from cl_engine.learners.table import check_origin, check_unchanged, class_table
-from cl_engine.samples import SessionData
+from cl_engine.samples import SampleSet, SessionData
 
 METHOD = "ncm"
+PROMISE = "class means are exact sums; a class's prototype depends on its own samples alone"
 
 
 class NearestMeanSettings(BaseModel):
@@ -101,10 +103,29 @@ class NearestMeanLearner:
             },
             learner_state={"total": state.total, "count": state.count},
             certificate={
-                "promise": "class means are exact sums; a class's prototype depends on its own samples alone",
+                "promise": PROMISE,
                 "holds": True,
             },
             parent=None if previous is None else previous.digest,
+        )
+
+    def forget(self, generation: Generation, class_id: int, samples: SampleSet) -> Generation:
+        """Drop a class's mean; the other means never held anything of it.
+
+        Raises:
+            UnsupportedGeneration: of another method or backbone, or without its learner state.
+            ValueError: the class is unknown or the last one, or a sample is of another class.
+        """
+        check_origin(generation, METHOD, self.backbone.id)
+        column = check_known(generation, class_id, samples)
+        stored = generation.learner_state
+        state = PrototypeStatistics(stored["total"], stored["count"]).without(column)
+        return without_class(
+            generation,
+            class_id,
+            tensors={**generation.tensors, "prototypes": state.prototypes()},
+            learner_state={"total": state.total, "count": state.count},
+            certificate={"promise": PROMISE, "holds": True, "forgotten": class_id},
         )
 
 

@@ -15,7 +15,12 @@ from cl_engine.features import extract as extract_features
 from cl_engine.generation import Generation
 from cl_engine.learners.base import Learner, Servable
 from cl_engine.learners.fine_tuning import FineTuningLearner, FineTuningSettings
+from cl_engine.learners.forgetting import Forgets
 from cl_engine.learners.nearest_mean import NearestMeanLearner, NearestMeanSettings
+from cl_engine.learners.ranpac import RanPACLearner, RanPACSettings
+from cl_engine.learners.ridge import RidgeLearner, RidgeSettings
+from cl_engine.learners.slda import SLDALearner, SLDASettings
+from cl_engine.samples import SampleSet
 from cl_engine.sgds import SGDSLearner, SGDSSettings
 from cl_engine.supermask.learner import ExSSNeTLearner, SupSupLearner
 from cl_engine.supermask.learner_settings import ExSSNeTSettings, SupSupSettings
@@ -37,6 +42,9 @@ _METHODS: Mapping[str, _Method] = {
     "sgds": _Method(SGDSLearner, SGDSSettings),
     "exssnet": _Method(ExSSNeTLearner, ExSSNeTSettings),
     "supsup": _Method(SupSupLearner, SupSupSettings),
+    "ridge": _Method(RidgeLearner, RidgeSettings),
+    "ranpac": _Method(RanPACLearner, RanPACSettings),
+    "slda": _Method(SLDALearner, SLDASettings),
     "ncm": _Method(NearestMeanLearner, NearestMeanSettings),
     "finetune": _Method(FineTuningLearner, FineTuningSettings),
 }
@@ -115,6 +123,38 @@ def servable(backbone: FrozenModel, generation: Generation) -> Servable:
     except ValueError as error:
         raise UnsupportedGeneration(f"generation {generation.digest}: {error}") from error
     return learner.servable(generation)
+
+
+def forget(
+    backbone: FrozenModel,
+    generation: Generation,
+    class_id: int,
+    samples: SampleSet,
+    extract: Extract = extract_features,
+) -> Generation:
+    """Return a generation in which a class was never learnt, and all others answer as they did.
+
+    Args:
+        backbone: the frozen network it was made on.
+        generation: with its learner state.
+        class_id: permanent id of the class.
+        samples: every training sample of the class that any session has learnt.
+        extract: where base features come from.
+
+    Raises:
+        UnsupportedGeneration: of another backbone, or without its learner state.
+        ValueError: the method cannot take a class out, the class is unknown or the last one, or the
+            samples are not all that it was learnt from.
+        CertificateViolation: something of another class would change.
+    """
+    learner = create(generation.method, backbone, generation.settings, extract)
+    if not isinstance(learner, Forgets):
+        able = [name for name, method in _METHODS.items() if hasattr(method.factory, "forget")]
+        raise ValueError(  # noqa: TRY004 - a wrong choice of method, not a wrong type in code
+            f"method {generation.method!r} cannot take a class out of what it has trained; "
+            f"{', '.join(able)} can"
+        )
+    return learner.forget(generation, class_id, samples)
 
 
 def _method(name: str) -> _Method:

@@ -54,13 +54,38 @@ def certify(before: Content | None, after: Content) -> dict[str, Any]:
     }
 
 
-def subspace_digests(content: Content) -> Mapping[str, str]:
-    """Hash each subspace: its bytes, and its adapters' output on the probe."""
+def certify_forgetting(before: Content, after: Content, column: int) -> dict[str, Any]:
+    """Prove that forgetting the class at a column changed nothing of what other classes answer with.
+
+    Raises:
+        CertificateViolation: naming the first subspace that differs, the class itself left out of it.
+    """
+    earlier, later = subspace_digests(before, without=column), subspace_digests(after)
+    served = set(after.class_subspace.tolist()) | set(after.subspaces.borrowed.tolist())
+    kept = [s for s in earlier if int(s) in served]
+    for subspace in kept:
+        if later[subspace] != earlier[subspace]:
+            raise CertificateViolation(
+                f"subspace {subspace} is not what it was before a class was forgotten: "
+                f"{later[subspace]} instead of {earlier[subspace]}"
+            )
+    return {"promise": PROMISE, "holds": True, "verified_subspaces": kept, "digests": later}
+
+
+def subspace_digests(content: Content, without: int | None = None) -> Mapping[str, str]:
+    """Hash each subspace: its bytes, and its adapters' output on the probe.
+
+    Args:
+        content: what to hash.
+        without: column of a class that is left out.
+    """
     result = {}
     down, up = content.subspaces.effective(torch.device("cpu"), torch.float32)
     for subspace in range(len(content.subspaces)):
         digest = hashlib.sha256()
         member = content.class_subspace == subspace
+        if without is not None:
+            member[without] = False
         parts = (
             content.subspaces.down[subspace],
             content.subspaces.up[subspace],

@@ -118,12 +118,8 @@ class LearnerState:
     strength: float
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors by name; of the symmetric Gram matrices only the lower triangle."""
-        rows, columns = torch.tril_indices(*self.ridge.gram.shape[1:])
-        return {
-            "ridge.gram": self.ridge.gram[:, rows, columns],
-            "ridge.cross": self.ridge.cross,
-            "ridge.count": self.ridge.count,
+        """Return the tensors by name."""
+        return self.ridge.tensors("ridge.") | {
             "prototypes.total": self.prototypes.total,
             "prototypes.count": self.prototypes.count,
             "counters": self.counters,
@@ -139,14 +135,8 @@ def read_learner_state(tensors: Mapping[str, Tensor], device: torch.device) -> L
     """
     if "ridge.gram" not in tensors:
         raise UnsupportedGeneration("the previous generation's learner state is gone: it cannot be built on")
-    packed, cross = tensors["ridge.gram"], tensors["ridge.cross"]
-    size = cross.shape[1]
-    rows, columns = torch.tril_indices(size, size)
-    gram = torch.zeros(len(packed), size, size, dtype=packed.dtype)
-    gram[:, rows, columns] = packed
-    gram[:, columns, rows] = packed
     return LearnerState(
-        RidgeStatistics(gram.to(device), cross.to(device), tensors["ridge.count"]),
+        RidgeStatistics.read(tensors, "ridge.", device),
         PrototypeStatistics(tensors["prototypes.total"], tensors["prototypes.count"]),
         tensors["counters"],
         float(tensors["strength"]),

@@ -16,6 +16,11 @@ class SGDSSettings(BaseModel):
     """Adapters sit in parallel with the MLP of this many of the last blocks."""
     feature_blocks: int = Field(default=4, ge=1)
     """CLS token and patch mean of this many of the last blocks are the features."""
+    standardise: Literal["none", "first_session"] = "none"
+    """Scale each base feature by the first session's statistics, or leave the layer-normed features as they
+    are. On training images held out from CIFAR-10 (64 a class for training, 36 to judge, DINOv2 ViT-S/14 at
+    168 px, 3 draws) leaving them gains 0.4 to 0.7 points with 1 to 3 blocks: statistics of two classes
+    describe the classes to come badly."""
     units_per_session: int = Field(default=16, ge=1)
     """Bottleneck units a session gets for itself in each adapter; nobody else ever trains them."""
     max_units: int = Field(default=4096, ge=1)

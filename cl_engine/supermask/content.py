@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cl_engine.errors import UnsupportedGeneration
 from cl_engine.generation import Generation
-from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser
+from cl_engine.heads import Standardiser
 from cl_engine.masks.packing import pack
 from cl_engine.supermask.learner_settings import ExSSNeTSettings, LearnerSettings, SupSupSettings
 from cl_engine.supermask.network import MaskedNetwork, from_tensors, group, to_tensors
@@ -111,52 +111,3 @@ def read_content(generation: Generation, device: torch.device) -> Content:
     if left_over:
         raise UnsupportedGeneration(f"generation {generation.digest}: tensors left over: {sorted(left_over)}")
     return content
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Exact sums over every sample so far, which only the next session needs.
-
-    Attributes:
-        ridge: fold-wise sums of the standardised features.
-        prototypes: sums of unit-length features per class.
-        strength: the ridge strength chosen last.
-    """
-
-    ridge: RidgeStatistics
-    prototypes: PrototypeStatistics
-    strength: float
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors by name; of the symmetric Gram matrices only the lower triangle."""
-        rows, columns = torch.tril_indices(*self.ridge.gram.shape[1:])
-        return {
-            "ridge.gram": self.ridge.gram[:, rows, columns],
-            "ridge.cross": self.ridge.cross,
-            "ridge.count": self.ridge.count,
-            "prototypes.total": self.prototypes.total,
-            "prototypes.count": self.prototypes.count,
-            "strength": torch.tensor([self.strength], dtype=torch.float64),
-        }
-
-
-def read_statistics(generation: Generation, device: torch.device) -> Statistics:
-    """Read the statistics of a previous generation.
-
-    Raises:
-        UnsupportedGeneration: its learner state was pruned, so nothing can be built on it.
-    """
-    state = generation.learner_state
-    if "ridge.gram" not in state:
-        raise UnsupportedGeneration(
-            f"generation {generation.digest}: its learner state is gone, build on one that keeps it"
-        )
-    size = state["ridge.cross"].shape[1]
-    rows, columns = torch.tril_indices(size, size)
-    gram = torch.zeros(len(state["ridge.gram"]), size, size, dtype=torch.float64)
-    gram[:, rows, columns] = gram[:, columns, rows] = state["ridge.gram"]
-    return Statistics(
-        RidgeStatistics(gram.to(device), state["ridge.cross"].to(device), state["ridge.count"]),
-        PrototypeStatistics(state["prototypes.total"], state["prototypes.count"]),
-        float(state["strength"]),
-    )

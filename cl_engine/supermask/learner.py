@@ -28,12 +28,13 @@ from cl_engine.features import Extract, extract
 from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser
 from cl_engine.heads.ridge import START_STRENGTH, fold_of
+from cl_engine.heads.statistics import Statistics, read_statistics
 from cl_engine.learners.base import Progress, ProgressListener
 from cl_engine.learners.table import class_table
 from cl_engine.samples import SessionData
 from cl_engine.supermask.capacity import capacity
 from cl_engine.supermask.certificate import certify, verify
-from cl_engine.supermask.content import Content, Statistics, read_content, read_statistics
+from cl_engine.supermask.content import Content, read_content
 from cl_engine.supermask.learner_settings import ExSSNeTSettings, LearnerSettings, SupSupSettings
 from cl_engine.supermask.network import MaskedNetwork
 from cl_engine.supermask.servable import Scorer, SupermaskServable
@@ -197,7 +198,9 @@ class SupermaskLearner:
         new = [i for i, label in enumerate(data.holdout.labels.tolist()) if label in data.new_classes]
         if not new:
             return content
-        features = self._extract(self.backbone, data.holdout, self.settings.feature_blocks, indices=new).features
+        features = self._extract(
+            self.backbone, data.holdout, self.settings.feature_blocks, indices=new
+        ).features
         truth = torch.tensor([column_of[int(data.holdout.labels[i])] for i in new])
         # The ridge alone: its scores, unlike the subnetworks', are no log-probabilities yet.
         plain = replace(content, sharpness=torch.ones(1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from daemon.cli import dlq, lag, topics
 from daemon.cli.client import DaemonClient, console, fail, mistakes, settings_or_exit
+from daemon.cli.options import Config, Stream, Url, local_time
 
 app = typer.Typer(
     help="Accrete: a daemon that learns new classes from a stream and serves them without a pause.",
@@ -21,10 +22,9 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML configuration file.")]
-Url = Annotated[str | None, typer.Option(help="Address of the daemon, as http://host:port.")]
-Stream = Annotated[str | None, typer.Option(help="Name of the stream; not needed if there is one.")]
+app.add_typer(topics.app, name="topics")
+app.add_typer(dlq.app, name="dlq")
+app.command()(lag.lag)
 
 
 @app.command()
@@ -64,6 +64,16 @@ def demo(
     run_demo(
         DemoSettings.quick(seed) if quick else DemoSettings(seed=seed), keep=keep, json_path=json, plot=plot
     )
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench(context: typer.Context) -> None:
+    """Compare the methods on your own data; `accrete bench --help` lists the options."""
+    from cl_engine.bench.cli import main as run_bench
+
+    run_bench("accrete bench", context.args)
 
 
 @app.command()
@@ -129,7 +139,7 @@ def sessions(config: Config = None, url: Url = None, stream: Stream = None) -> N
             str(row["id"]),
             row["outcome"],
             ", ".join(map(str, row["new_classes"])),
-            _time(row["started_at"]),
+            local_time(row["started_at"]),
             seconds,
             str(row["attempt"]),
             _ratio(detail.get("a_t")),
@@ -144,7 +154,7 @@ def classes(config: Config = None, url: Url = None, stream: Stream = None) -> No
     """List the class registry."""
     table = Table("id", "label", "state", "first seen")
     for row in DaemonClient(config, url, stream).get("classes")["classes"]:
-        table.add_row(str(row["id"]), row["label"], row["state"], _time(row["first_seen"]))
+        table.add_row(str(row["id"]), row["label"], row["state"], local_time(row["first_seen"]))
     console.print(table)
 
 
@@ -157,7 +167,7 @@ def generations(config: Config = None, url: Url = None, stream: Stream = None) -
             str(row["number"]),
             row["digest"][:16],
             str(row["session"]),
-            _time(row["created_at"]),
+            local_time(row["created_at"]),
             _ratio(row["accuracy"]),
         )
     console.print(table)
@@ -174,7 +184,7 @@ def decisions(
     table = Table("when", "kind", "policy", "fired", "reason")
     for row in DaemonClient(config, url, stream).get("decisions", limit=limit)["decisions"]:
         table.add_row(
-            _time(row["at"]), row["kind"], row["policy"], "yes" if row["fired"] else "no", row["reason"]
+            local_time(row["at"]), row["kind"], row["policy"], "yes" if row["fired"] else "no", row["reason"]
         )
     console.print(table)
 
@@ -263,10 +273,6 @@ def main() -> None:
 def accreted() -> None:
     """Run the daemon: `accreted --config FILE` is `accrete run --config FILE`."""
     typer.run(run)
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _ratio(value: Any) -> str:

@@ -10,13 +10,10 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from daemon.cli.client import console, fail
-from daemon.clock import SystemClock
-from daemon.errors import SourceUnavailable
+from daemon.cli.streams import chosen_stream, opened_topics
 from daemon.messages.encode import Item, arrow_class_batch, raw_message
 from daemon.settings import FolderSource, Settings
-from daemon.sources import labelled_topic, open_sink
 from daemon.sources.base import Message
-from daemon.sources.log import EmbeddedLog
 
 # Messages that become durable together; a transaction per message would wait for the disk each time.
 MESSAGES_AT_ONCE = 64
@@ -35,12 +32,8 @@ def produce_files(
         label: of all files; None takes each file's directory name.
         batch: samples per message.
     """
-    if stream is None and len(settings.streams) > 1:
-        fail(f"there are several streams: name one with --stream ({', '.join(sorted(settings.streams))})")
-    name = stream or next(iter(settings.streams))
-    if name not in settings.streams:
-        fail(f"no stream {name!r} is configured: use one of {', '.join(sorted(settings.streams))}")
-    source = settings.streams[name].source
+    name, chosen = chosen_stream(settings, stream)
+    source = chosen.source
     if isinstance(source, FolderSource):
         fail(f"stream {name!r} watches {source.path}: put the files there")
     files = sorted(
@@ -48,27 +41,21 @@ def produce_files(
     )
     if not files:
         fail(f"no files in {', '.join(map(str, paths))}")
-    settings.state_directory.mkdir(parents=True, exist_ok=True)
-    log = EmbeddedLog(settings.state_directory / "topics.db", SystemClock())
-    sink, topic = open_sink(source, log), labelled_topic(name, source)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(f"to {topic}", total=len(files))
-            waiting: list[Message] = []
-            for message, count in _messages(files, label, batch):
-                waiting.append(message)
-                if len(waiting) == MESSAGES_AT_ONCE:
-                    sink.send(topic, waiting)
-                    waiting = []
-                progress.advance(task, count)
-            sink.send(topic, waiting)
-    except SourceUnavailable as error:
-        fail(f"topic {topic!r} cannot be written: {error}")
-    finally:
-        sink.close()
-        log.close()
-    console.print(f"{len(files)} samples sent to {topic}")
+    with opened_topics(settings, name) as topics, Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"to {topics.topic}", total=len(files))
+        waiting: list[Message] = []
+        samples = 0
+        for message, count in _messages(files, label, batch):
+            waiting.append(message)
+            samples += count
+            if len(waiting) == MESSAGES_AT_ONCE:
+                topics.sink.send(topics.topic, waiting)
+                progress.advance(task, samples)
+                waiting, samples = [], 0
+        topics.sink.send(topics.topic, waiting)
+        progress.advance(task, samples)
+    console.print(f"{len(files)} samples sent to {topics.topic}")
 
 
 def _files(path: Path) -> Iterator[Path]:

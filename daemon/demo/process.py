@@ -48,6 +48,12 @@ class DaemonProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
     def start(self) -> None:
         """Start the daemon; its log goes on in the same file after a restart."""
         with self.log_path.open("ab") as log:

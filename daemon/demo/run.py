@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -46,6 +47,8 @@ def run_demo(settings: DemoSettings, *, keep: bool, json_path: Path | None, plot
         plot: where the plot goes.
     """
     console = Console()
+    # A demo that is told to end must take its daemon along: the default action would leave it behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     directory = Path(tempfile.mkdtemp(prefix="accrete-demo-"))
     try:
         Demo(settings, directory, console).run(keep=keep, json_path=json_path, plot=plot)

@@ -43,7 +43,8 @@ class DemoSettings:
         """Return the configuration of the demo's daemon."""
         return {
             "state_directory": str(state_directory),
-            "backbone": {"image_size": self.image_size},
+            # One core for requests leaves the other to the trainer, which takes both when nobody asks.
+            "backbone": {"image_size": self.image_size, "threads": 1},
             "streams": {
                 STREAM: {
                     "learner": {"method": "sgds", "options": self.learner_options(), "seed": self.seed},

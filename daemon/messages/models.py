@@ -26,13 +26,13 @@ Base64 = Annotated[
 ]
 
 
-class _Format(BaseModel):
+class Format(BaseModel):
     """Unknown fields are ignored, so that producers may be newer than the daemon."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
 
-class ClassBatchSample(_Format):
+class ClassBatchSample(Format):
     """One sample of a class batch."""
 
     data: Base64
@@ -41,7 +41,7 @@ class ClassBatchSample(_Format):
     """Unique within the stream; SHA-256 of label and payload if absent, so that resending adds nothing."""
 
 
-class ClassBatchEnvelope(_Format):
+class ClassBatchEnvelope(Format):
     """A class batch whose samples are not looked at yet: a bad one must not spoil the others."""
 
     schema_version: Literal[1]
@@ -63,7 +63,7 @@ class ClassBatch(ClassBatchEnvelope):
     """The samples."""
 
 
-class CloudEvent(_Format):
+class CloudEvent(Format):
     """A CloudEvents 1.0 event with one labelled sample, in structured mode."""
 
     specversion: str

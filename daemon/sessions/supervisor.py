@@ -12,6 +12,8 @@ import structlog
 from daemon import triggers
 from daemon.clock import Clock
 from daemon.errors import SwapError
+from daemon.events.base import Events, NoEvents
+from daemon.events.sessions import ended_facts, started_facts
 from daemon.live import LiveGenerations
 from daemon.metrics import Metrics
 from daemon.sessions import gate
@@ -61,6 +63,7 @@ class SessionSupervisor:
     Args:
         settings: of the daemon.
         state, trainer, live, metrics, clock: the parts it works with.
+        events: what is told of sessions.
     """
 
     def __init__(
@@ -71,8 +74,10 @@ class SessionSupervisor:
         live: LiveGenerations,
         metrics: Metrics,
         clock: Clock,
+        events: Events | None = None,
     ) -> None:
         self._settings, self._state, self._trainer = settings, state, trainer
+        self._events = events or NoEvents()
         self._live, self._metrics, self._clock = live, metrics, clock
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
@@ -248,6 +253,7 @@ class SessionSupervisor:
             self._state.record_decision(stream, record)
             return
         learner = self._settings.streams[stream].learner
+        classes, now = self._state.classes(stream), self._clock.now()
         session = self._state.begin_session(
             stream,
             new_classes=decision.classes,
@@ -255,7 +261,10 @@ class SessionSupervisor:
             settings=learner.options,
             seed=learner.seed,
             decision=record,
-            at=self._clock.now(),
+            at=now,
+            events=lambda begun: self._events.of(
+                now, *started_facts(stream, begun, decision.reason, classes)
+            ),
         )
         self._crashes = 0
         self._submit(stream, session)
@@ -360,7 +369,8 @@ class SessionSupervisor:
                 ),
             )
         except SwapError as error:
-            self._end(running, SessionOutcome.FAILED, {"kind": "SwapError", "reason": str(error)})
+            failure = {"kind": "SwapError", "reason": str(error)}
+            self._end(running, SessionOutcome.FAILED, failure, decision=decision)
 
     def _end(
         self,
@@ -374,6 +384,16 @@ class SessionSupervisor:
     ) -> None:
         stream, record = running.stream, running.record
         now = self._clock.now()
+        facts = ended_facts(
+            stream,
+            record,
+            outcome,
+            reason=str(detail.get("reason", "")),
+            generation=generation,
+            accuracy=accuracy,
+            verdict=decision,
+            classes=self._state.classes(stream),
+        )
         self._state.end_session(
             stream,
             record.id,
@@ -383,6 +403,7 @@ class SessionSupervisor:
             generation=generation,
             accuracy=accuracy,
             decision=decision,
+            events=self._events.of(now, *facts),
         )
         self._running, self._progress, self._idle_since = None, None, None
         self._crashes = 0

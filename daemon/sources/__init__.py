@@ -6,12 +6,12 @@ from daemon.clock import Clock
 from daemon.metrics import Metrics
 from daemon.settings import EmbeddedSource as EmbeddedSettings
 from daemon.settings import FolderSource as FolderSettings
-from daemon.settings import SourceSettings
-from daemon.sources.base import Sink, Source
-from daemon.sources.embedded import EmbeddedSink, EmbeddedSource
+from daemon.settings import SourceSettings, StreamSettings
+from daemon.sources.base import Reader, Sink, Source
+from daemon.sources.embedded import EmbeddedReader, EmbeddedSink, EmbeddedSource
 from daemon.sources.log import EmbeddedLog
 
-__all__ = ["labelled_topic", "open_sink", "open_source"]
+__all__ = ["control_topic", "events_topic", "labelled_topic", "open_reader", "open_sink", "open_source"]
 
 
 def labelled_topic(stream: str, settings: SourceSettings) -> str:
@@ -19,6 +19,16 @@ def labelled_topic(stream: str, settings: SourceSettings) -> str:
     if isinstance(settings, FolderSettings):
         return stream
     return settings.topic or stream
+
+
+def events_topic(stream: str, settings: StreamSettings) -> str:
+    """Return the topic that a stream's events are written to."""
+    return settings.events.topic or f"{labelled_topic(stream, settings.source)}.events"
+
+
+def control_topic(stream: str, settings: StreamSettings) -> str:
+    """Return the topic that a stream's commands are read from."""
+    return settings.control.topic or f"{labelled_topic(stream, settings.source)}.control"
 
 
 def open_source(
@@ -48,10 +58,26 @@ def open_source(
     return KafkaSource(settings, clock, on_facts=FactsExporter(metrics, stream).update)
 
 
-def open_sink(settings: SourceSettings, log: EmbeddedLog) -> Sink:
-    """Return a producer to the log that a stream's source reads from."""
+def open_sink(settings: SourceSettings, log: EmbeddedLog | None) -> Sink:
+    """Return a producer to the log that a stream's source reads from.
+
+    Args:
+        settings: what the configuration says.
+        log: the embedded log of the state directory; a stream from Kafka does without.
+    """
     if isinstance(settings, EmbeddedSettings | FolderSettings):
+        assert log is not None, "this stream's topics are in the embedded log"
         return EmbeddedSink(log)
     from daemon.sources.kafka import KafkaSink
 
     return KafkaSink(settings)
+
+
+def open_reader(settings: SourceSettings, log: EmbeddedLog | None) -> Reader:
+    """Return a reader of the log that a stream's source reads from; the arguments are `open_sink`'s."""
+    if isinstance(settings, EmbeddedSettings | FolderSettings):
+        assert log is not None, "this stream's topics are in the embedded log"
+        return EmbeddedReader(log)
+    from daemon.sources.kafka.reader import KafkaReader
+
+    return KafkaReader(settings)

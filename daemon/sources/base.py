@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+# Records of one look; a dead letter may be as large as the largest message.
+SCAN_RECORDS = 64
+# Where the log itself cannot tell, a message's idempotency key travels as this header.
+IDEMPOTENCY_HEADER = "idempotency-key"
 
 
 class Place(NamedTuple):
@@ -90,6 +95,55 @@ class Source(Protocol):
     def close(self) -> None:
         """Leave the group and release everything; idempotent."""
         ...
+
+
+class Extent(NamedTuple):
+    """What a partition holds: `[start, end)`; `end` is the next offset to be given."""
+
+    start: int
+    end: int
+
+
+class Reader(Protocol):
+    """Looks into any topic of the log by offset, outside every consumer group; one thread owns it."""
+
+    def extents(self, topic: str) -> Mapping[int, Extent]:
+        """Return what each partition holds; nothing for a topic that is not there.
+
+        Raises:
+            SourceUnavailable: the log cannot be reached.
+        """
+        ...
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> Sequence[Record]:
+        """Return the next records from an offset of the extent on; none at its end.
+
+        Raises:
+            SourceUnavailable: the log cannot be reached.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release everything; idempotent."""
+        ...
+
+
+def scan(reader: Reader, topic: str, latest: int | None = None) -> Iterator[Record]:
+    """Yield what a topic holds now, partition by partition, in offset order.
+
+    Args:
+        reader: of the log.
+        topic: its name; nothing comes of one that is not there.
+        latest: at most about so many records of each partition, the latest ones; None for all.
+    """
+    for partition, extent in sorted(reader.extents(topic).items()):
+        offset = extent.start if latest is None else max(extent.start, extent.end - latest)
+        while offset < extent.end:
+            records = reader.read(topic, partition, offset, SCAN_RECORDS)
+            if not records:
+                break
+            yield from (record for record in records if record.offset < extent.end)
+            offset = records[-1].offset + 1
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from daemon.clock import Clock
 from daemon.errors import OffsetGap
-from daemon.sources.base import Lag, Message, Place, Record
-from daemon.sources.log import EmbeddedLog, Extent
+from daemon.sources.base import Extent, Lag, Message, Place, Record
+from daemon.sources.log import EmbeddedLog
 
-__all__ = ["EmbeddedLog", "EmbeddedSink", "EmbeddedSource"]
+__all__ = ["EmbeddedLog", "EmbeddedReader", "EmbeddedSink", "EmbeddedSource"]
 
 # Other processes append without telling us. Looking costs some 0.2 ms, so this is 0.5 % of one core.
 POLL_STEP_SECONDS = 0.05
@@ -141,3 +141,21 @@ class EmbeddedSink:
 
     def close(self) -> None:
         """Do nothing: every message is durable when `send` returns, and others use the log."""
+
+
+class EmbeddedReader:
+    """A `Reader` of an `EmbeddedLog`."""
+
+    def __init__(self, log: EmbeddedLog) -> None:
+        self._log = log
+
+    def extents(self, topic: str) -> Mapping[int, Extent]:
+        """Return what each partition holds; nothing for a topic that is not there."""
+        return self._log.extents(topic)
+
+    def read(self, topic: str, partition: int, offset: int, limit: int) -> Sequence[Record]:
+        """Return the next records from an offset on; none at the end."""
+        return self._log.read(topic, partition, offset, limit)
+
+    def close(self) -> None:
+        """Do nothing: others use the log."""

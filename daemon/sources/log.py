@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, inspect, select, update
 from sqlalchemy.exc import OperationalError
 
 from daemon.clock import Clock, SystemClock
 from daemon.errors import SourceUnavailable, StateVersionMismatch
-from daemon.sources.base import Message, Record
+from daemon.sources.base import Extent, Message, Record
 from daemon.sources.log_tables import (
     LOG_VERSION,
     idempotency,
@@ -27,13 +27,6 @@ from daemon.sqlite import sqlite_engine, writing
 
 # Databases bound the parameters of one statement; SQLite's oldest bound is 999.
 _CHUNK = 500
-
-
-class Extent(NamedTuple):
-    """What a partition holds: `[start, end)`; `end` is the next offset to be given."""
-
-    start: int
-    end: int
 
 
 class EmbeddedLog:

@@ -6,12 +6,13 @@ checks the fencing epoch first, so a daemon that has lost the state directory wr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
 from daemon.errors import DeadLetterReason
+from daemon.events.base import NewEvent, PendingEvent
 from daemon.sources.base import Place
 
 
@@ -245,10 +246,12 @@ class State(Protocol):
         seed: int,
         decision: Decision,
         at: float,
+        events: Callable[[SessionRecord], Sequence[NewEvent]] | None = None,
     ) -> SessionRecord:
         """Create a running session and assign to it every unlearnt training sample of its classes.
 
-        Unlearnt samples of live classes are assigned too. The parent is the live generation.
+        Unlearnt samples of live classes are assigned too. The parent is the live generation. What
+        `events` makes of the new session goes into the outbox; it must not call the state.
         """
         ...
 
@@ -267,8 +270,9 @@ class State(Protocol):
         generation: str | None = None,
         accuracy: float | None = None,
         decision: Decision | None = None,
+        events: Sequence[NewEvent] = (),
     ) -> SessionRecord:
-        """End a session, in one transaction.
+        """End a session and put the events into the outbox, in one transaction.
 
         Promoted: its classes become live, its generation gets the next number and becomes the live
         one. Otherwise: its samples become unlearnt again, and a rejected generation gets no number.
@@ -288,11 +292,40 @@ class State(Protocol):
         """Return the generation that answers, None before the first promotion."""
         ...
 
-    def set_live(self, stream: str, digest: str, decision: Decision) -> GenerationRecord:
+    def set_live(
+        self, stream: str, digest: str, decision: Decision, events: Sequence[NewEvent] = ()
+    ) -> GenerationRecord:
         """Move the live pointer to a generation the stream already has (rollback and forward).
 
         Raises:
             ValueError: the stream has no such generation.
+        """
+        ...
+
+    # -- events and commands
+    def pending_events(self, stream: str, limit: int) -> Sequence[PendingEvent]:
+        """List the outbox, the events that wait longest first."""
+        ...
+
+    def pending_event_count(self, stream: str) -> int:
+        """Count the outbox."""
+        ...
+
+    def events_published(self, stream: str, seqs: Sequence[int]) -> None:
+        """Take events out of the outbox."""
+        ...
+
+    def take_command(self, stream: str, place: Place, next_offset: int, command_id: str | None) -> bool:
+        """Move the control topic's offset past a message, in one transaction with noting its command.
+
+        Args:
+            stream: the stream.
+            place: partition of the control topic.
+            next_offset: the message's offset plus 1, or where to begin.
+            command_id: None where there is no command to carry out.
+
+        Returns:
+            Whether a command of that id has never been taken before.
         """
         ...
 

@@ -47,7 +47,7 @@ def store(
         )
     _add_totals(connection, stream, len(fresh), len(arrived) - len(fresh), dead_lettered)
     for place, offset in next_offsets.items():
-        _move_offset(connection, stream, place, offset)
+        move_offset(connection, stream, place, offset)
     return StoreResult(
         stored=len(fresh),
         duplicate_ids=frozenset(known),
@@ -148,7 +148,8 @@ def _add_totals(connection: Connection, stream: str, stored: int, duplicate: int
         )
 
 
-def _move_offset(connection: Connection, stream: str, place: Place, offset: int) -> None:
+def move_offset(connection: Connection, stream: str, place: Place, offset: int) -> None:
+    """Set the next offset wanted of a partition."""
     updated = connection.execute(
         update(offsets)
         .where(

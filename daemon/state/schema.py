@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -143,4 +143,26 @@ live = Table(
     Column("stream", Text, primary_key=True),
     Column("number", Integer, nullable=False),
     ForeignKeyConstraint(["stream", "number"], ["generations.stream", "generations.number"]),
+)
+
+# Events written with the change they tell of, until the log has confirmed them.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("seq", _RowNumber, primary_key=True, autoincrement=True),
+    Column("stream", Text, nullable=False, index=True),
+    Column("id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("data", JSON, nullable=False),
+)
+
+# Ids of the commands that were taken from the control topic, kept so that none is taken twice.
+commands = Table(
+    "commands",
+    metadata,
+    Column("stream", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("taken_at", Float, nullable=False),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from sqlalchemy import Connection, Engine, insert, inspect, select, update
 
 from daemon.clock import Clock
 from daemon.errors import FencedOwner, StateError, StateVersionMismatch
+from daemon.events.base import NewEvent, PendingEvent
 from daemon.sources.base import Place
 from daemon.sqlite import sqlite_engine, writing
-from daemon.state import history, ingest, library
+from daemon.state import history, ingest, library, outbox
 from daemon.state.base import (
     ClassBuffer,
     ClassRecord,
@@ -209,6 +210,7 @@ class SqlState:
         seed: int,
         decision: Decision,
         at: float,
+        events: Callable[[SessionRecord], Sequence[NewEvent]] | None = None,
     ) -> SessionRecord:
         """Create a running session with every unlearnt training sample of its classes and of live ones.
 
@@ -217,7 +219,7 @@ class SqlState:
         """
         with self._write() as connection:
             history.add_decision(connection, stream, decision)
-            return history.begin_session(
+            record = history.begin_session(
                 connection,
                 stream,
                 new_classes=new_classes,
@@ -226,6 +228,9 @@ class SqlState:
                 seed=seed,
                 at=at,
             )
+            if events is not None:
+                outbox.add_events(connection, stream, events(record))
+            return record
 
     def restart_session(self, stream: str, session: int) -> SessionRecord:
         """Count one more attempt of a running session.
@@ -247,6 +252,7 @@ class SqlState:
         generation: str | None = None,
         accuracy: float | None = None,
         decision: Decision | None = None,
+        events: Sequence[NewEvent] = (),
     ) -> SessionRecord:
         """End a session: promote its classes and generation, or make its samples unlearnt again.
 
@@ -256,6 +262,7 @@ class SqlState:
         with self._write() as connection:
             if decision is not None:
                 history.add_decision(connection, stream, decision)
+            outbox.add_events(connection, stream, events)
             return history.end_session(
                 connection,
                 stream,
@@ -284,7 +291,9 @@ class SqlState:
         with self._reader.begin() as connection:
             return history.live_generation(connection, stream)
 
-    def set_live(self, stream: str, digest: str, decision: Decision) -> GenerationRecord:
+    def set_live(
+        self, stream: str, digest: str, decision: Decision, events: Sequence[NewEvent] = ()
+    ) -> GenerationRecord:
         """Move the live pointer to a generation the stream already has.
 
         Raises:
@@ -292,7 +301,33 @@ class SqlState:
         """
         with self._write() as connection:
             history.add_decision(connection, stream, decision)
+            outbox.add_events(connection, stream, events)
             return history.set_live(connection, stream, digest)
+
+    # -- events and commands
+
+    def pending_events(self, stream: str, limit: int) -> Sequence[PendingEvent]:
+        """List the outbox, the events that wait longest first."""
+        with self._reader.begin() as connection:
+            return outbox.pending_events(connection, stream, limit)
+
+    def pending_event_count(self, stream: str) -> int:
+        """Count the outbox."""
+        with self._reader.begin() as connection:
+            return outbox.pending_event_count(connection, stream)
+
+    def events_published(self, stream: str, seqs: Sequence[int]) -> None:
+        """Take events out of the outbox."""
+        with self._write() as connection:
+            outbox.remove_events(connection, stream, seqs)
+
+    def take_command(self, stream: str, place: Place, next_offset: int, command_id: str | None) -> bool:
+        """Move the control topic's offset and note the command; return whether its id is new."""
+        with self._write() as connection:
+            ingest.move_offset(connection, stream, place, next_offset)
+            if command_id is None:
+                return False
+            return outbox.take_command(connection, stream, command_id, self._clock.now())
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:

@@ -13,11 +13,12 @@ from cl_engine.generation.content import ClassEntry
 from cl_engine.learners import Servable
 from daemon import triggers
 from daemon.errors import SwapError
+from daemon.events.outbox import OutboxEvents
 from daemon.live import LiveGenerations
 from daemon.metrics import Metrics
 from daemon.runtime import RuntimeFacts
 from daemon.serving.slot import LiveSlot
-from daemon.sessions.job import DoneEvent, Event, Job, generations_directory
+from daemon.sessions.job import DoneEvent, Event, FailedEvent, Job, generations_directory
 from daemon.sessions.supervisor import SessionSupervisor
 from daemon.settings import Settings
 from daemon.sources.base import Place
@@ -119,6 +120,7 @@ class SessionRig:
         directory: the state directory; a second rig on the same one is a restart after `close`.
         clock: moves only by hand.
         settings: sections of the stream and of the daemon, over defaults that suit tests.
+        events: whether the stream tells of itself.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class SessionRig:
         *,
         gate: dict[str, Any] | None = None,
         trainer: dict[str, Any] | None = None,
+        events: bool = False,
     ) -> None:
         self.clock = clock or ManualClock()
         self.settings = Settings.model_validate(
@@ -152,11 +155,12 @@ class SessionRig:
         self.generations = GenerationDirectory(generations_directory(directory))
         self.runtime, self.trainer = FakeRuntime(), FakeTrainer()
         self.slot = LiveSlot(STREAM, 2, self.metrics)
+        told = OutboxEvents([STREAM] if events else [])
         self.live = LiveGenerations(
-            self.state, self.runtime, {STREAM: self.slot}, self.generations, self.metrics, self.clock
+            self.state, self.runtime, {STREAM: self.slot}, self.generations, self.metrics, self.clock, told
         )
         self.supervisor = SessionSupervisor(
-            self.settings, self.state, self.trainer, self.live, self.metrics, self.clock
+            self.settings, self.state, self.trainer, self.live, self.metrics, self.clock, told
         )
         self._stored = self.state.counts(STREAM).stored
 
@@ -208,6 +212,14 @@ class SessionRig:
         )
         self.ticks()
         return digest
+
+    def fail(self, kind: str, message: str) -> None:
+        """Run a session of a new class that fails in training."""
+        self.begin(f"class-{len(self.trainer.jobs)}")
+        self.trainer.heard.append(
+            FailedEvent(session=self.trainer.jobs[-1].session, kind=kind, message=message)
+        )
+        self.ticks()
 
     def promote(self, number: int, *labels: str) -> str:
         """Run a whole session."""

@@ -40,9 +40,7 @@ def test_all_conditions_at_their_bounds_pass() -> None:
         (evaluated(MATRIX, 0.8, 0.21), {}, "forgetting 0.2100 is above max_forgetting 0.2"),
     ],
 )
-def test_each_condition_fails_alone(
-    evaluation: dict[str, Any], bounds: dict[str, float], words: str
-) -> None:
+def test_each_condition_fails_alone(evaluation: dict[str, Any], bounds: dict[str, float], words: str) -> None:
     """Each bound overstepped gives one failure, with the number and the setting's name."""
     result = judged(evaluation, **bounds)
     assert not result.passed

@@ -245,9 +245,7 @@ def test_a_write_cut_short_leaves_no_generation(
     assert_same(directory.load(digest), made_generation())
 
 
-def test_losing_the_race_for_one_content_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losing_the_race_for_one_content_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another writer of the same content comes between the check and the rename."""
     directory, rename = GenerationDirectory(tmp_path), Path.rename
 

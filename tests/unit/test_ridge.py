@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_neither_order_nor_sessions_matter(order: list[int], cuts: list[int]) ->
     at_once = gathered(features, columns, folds)
     state = RidgeStatistics.empty(DIMENSIONS)
     edges = [0, *sorted(cuts), 12]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         rows = torch.tensor(order[start:stop], dtype=torch.int64)
         state = state.updated(features[rows], columns[rows], folds[rows], CLASSES)
     torch.testing.assert_close(state.gram, at_once.gram, atol=1e-12, rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Measuring a generation on the holdout: a matrix worked by hand, through a servable that is told its answers."""
+"""Measuring a generation on the holdout: a matrix worked by hand, a servable told its answers."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def holdout(true: list[int], answers: list[int]) -> TensorSamples:
 
 def test_matrix_and_figures_by_hand() -> None:
     """Session 0: 3 of 4 right, session 1: 1 of 2; A_T over samples 4/6, forgetting 1 - 3/4."""
-    found = evaluate(
-        GENERATION, ToldServable(), holdout([0, 0, 4, 4, 7, 7], [0, 0, 4, 7, 7, 0]), PARENT
-    )
+    found = evaluate(GENERATION, ToldServable(), holdout([0, 0, 4, 4, 7, 7], [0, 0, 4, 7, 7, 0]), PARENT)
     assert found["accuracy_matrix"] == [[1.0], [0.75, 0.5]]
     assert found["a_t"] == pytest.approx(4 / 6)
     assert found["a_t_curve"] == [1.0, pytest.approx(4 / 6)]

@@ -95,7 +95,7 @@ def test_each_row_of_a_mixed_batch_is_answered_as_if_alone(masked: bool) -> None
 
 
 def test_the_blend_by_hand() -> None:
-    """Base (.5, .4, .3), the session has the first two, own (-.2, .2) at 1: combined .3 and .6, moved by -.1."""
+    """Base (.5, .4, .3), own (-.2, .2) for the session's two at 1: combined .3 and .6, moved by -.1."""
     result = reranked(
         torch.tensor([[0.5, 0.4, 0.3]]),
         torch.tensor([[-0.2, 0.2, 99.0]]),

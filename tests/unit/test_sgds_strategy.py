@@ -138,7 +138,7 @@ def test_unused_old_units_are_free_to_allocate_and_not_reused() -> None:
     q = keep_probabilities(
         strategy, torch.zeros(1, 1, 3), reuse_sharpness=3.0, allocate_sharpness=5.0, floor=0.05
     )
-    assert q[0].tolist() == pytest.approx([[0.05] * 3][0:1])
+    assert q[0, 0].tolist() == pytest.approx([0.05] * 3)
     assert q[1].tolist() == [[1.0] * 3]
 
 

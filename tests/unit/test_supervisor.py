@@ -142,7 +142,7 @@ def test_events_of_another_session_are_ignored(tmp_path: Path) -> None:
 
 
 def test_a_crash_is_retried_and_then_given_up(tmp_path: Path) -> None:
-    """The session is submitted `max_attempts` times in all; then it is failed with the last crash's reason."""
+    """The session is submitted `max_attempts` times in all; then it fails, naming the last crash."""
     rig = SessionRig(tmp_path, trainer={"max_attempts": 3})
     rig.begin("a")
     for attempt in (2, 3):

@@ -1,4 +1,4 @@
-"""The trainer process, with small stand-ins for the worker: one that works, crashes, hangs, babbles or ends."""
+"""The trainer process, with stand-ins for the worker that work, crash, hang, babble or end."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_the_end_of_the_process_is_a_crash(script: str, words: str) -> None:
 
 def test_a_result_before_the_end_is_no_crash() -> None:
     """A process that ends right after its result has done its job, however the two race."""
-    with running(f"import sys; sys.stdin.readline(); {SAY}") as trainer:
-        for _ in range(3):
+    for _ in range(3):
+        with running(f"import sys; sys.stdin.readline(); {SAY}") as trainer:
             trainer.submit(job())
             events: list[Event] = []
             deadline = time.monotonic() + 20
@@ -157,7 +157,7 @@ def test_garbage_is_skipped() -> None:
     """Lines that are no events, no JSON or not even UTF-8 do not stop the events after them."""
     script = (
         "import sys; sys.stdin.readline()\n"
-        "sys.stdout.buffer.write(b'hello\\n{\"event\": \"party\"}\\n\\xff\\xfe\\x00\\n')\n"
+        'sys.stdout.buffer.write(b\'hello\\n{"event": "party"}\\n\\xff\\xfe\\x00\\n\')\n'
         f"sys.stdout.buffer.flush()\n{SAY}\nsys.stdin.readline()"
     )
     with running(script) as trainer:
@@ -181,7 +181,9 @@ def test_a_hanging_process_is_killed_at_the_stop(monkeypatch: pytest.MonkeyPatch
 
 def test_the_process_yields_to_serving() -> None:
     """Its niceness is the configured one, and its process id is its own, not that of `nice`."""
-    with running(f"import os, sys; sys.stdin.readline(); assert os.nice(0) == 7; {SAY}", niceness=7) as trainer:
+    with running(
+        f"import os, sys; sys.stdin.readline(); assert os.nice(0) == 7; {SAY}", niceness=7
+    ) as trainer:
         trainer.submit(job())
         assert heard(trainer, 1) == [DONE]
 

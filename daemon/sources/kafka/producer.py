@@ -11,12 +11,11 @@ from kafka import errors as kafka_errors
 
 from daemon import settings as config
 from daemon.errors import MessageRefused, SourceUnavailable
-from daemon.sources.base import Message
+from daemon.sources.base import IDEMPOTENCY_HEADER, Message
 from daemon.sources.kafka.security import connection_options, describe_failure
 
 log = structlog.get_logger(__name__)
 
-IDEMPOTENCY_HEADER = "idempotency-key"
 MARGIN_SECONDS = 2.0
 
 # No retry changes these; everything else may pass with time.

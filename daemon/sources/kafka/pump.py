@@ -171,7 +171,7 @@ class Pump:
         self.last_poll = self._clock.now()
         for tp, records in consumer.poll(timeout_ms=round(seconds * 1000)).items():
             self._contact = self._clock.monotonic()
-            self._handover.put(Place(*tp), [_record(r) for r in records])
+            self._handover.put(Place(*tp), [as_record(r) for r in records])
 
     def _look(self, consumer: KafkaConsumer) -> None:
         """Ask for the ends of the log: it is the lag, and the only sign that a broker is there at all."""
@@ -302,7 +302,8 @@ def _offsets(commits: Mapping[Place, int]) -> dict[TopicPartition, OffsetAndMeta
     return {TopicPartition(*place): OffsetAndMetadata(offset, "", -1) for place, offset in commits.items()}
 
 
-def _record(record: Any) -> Record:
+def as_record(record: Any) -> Record:
+    """Return a consumer's record as ours."""
     return Record(
         topic=record.topic,
         partition=record.partition,

@@ -51,12 +51,19 @@ class TopicOutcome(StrEnum):
 
 
 def plan_topics(
-    settings: KafkaSource, *, partitions: int = 1, max_message_bytes: int = 32 * 2**20
+    settings: KafkaSource,
+    *,
+    events: str | None = None,
+    control: str | None = None,
+    partitions: int = 1,
+    max_message_bytes: int = 32 * 2**20,
 ) -> list[TopicPlan]:
-    """Plan every topic of a stream; their names are derived from the labelled one's.
+    """Plan every topic of a stream.
 
     Args:
-        settings: names the labelled topic.
+        settings: names the labelled topic, from which the others' names are derived.
+        events: name of that topic, where it is not derived.
+        control: the same.
         partitions: of the labelled, request and prediction topics; samples of one partition stay in order.
         max_message_bytes: largest message of the labelled and request topics.
     """
@@ -75,8 +82,8 @@ def plan_topics(
         TopicPlan(
             dead_letter_topic(topic), "dead letters", 1, config(90, max_message_bytes * DEAD_LETTER_ROOM)
         ),
-        TopicPlan(f"{topic}.control", "commands, in order, not compacted", 1, config(30)),
-        TopicPlan(f"{topic}.events", "sessions, gates and swaps", 1, config(30)),
+        TopicPlan(control or f"{topic}.control", "commands, in order, not compacted", 1, config(30)),
+        TopicPlan(events or f"{topic}.events", "sessions, gates and swaps", 1, config(30)),
         # Nobody waits a day for an answer.
         TopicPlan(f"{topic}.requests", "inputs to classify", partitions, config(1, max_message_bytes)),
         TopicPlan(f"{topic}.predictions", "answers", partitions, config(7)),

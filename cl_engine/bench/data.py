@@ -1,0 +1,223 @@
+"""What a comparison runs on: a data set of the catalogue, or a directory of images.
+
+The samples of each class are put in one fixed order by a hash of their ids, whatever the seed, so that
+reruns and other seeds find their features in the cache. A part of the training samples, chosen by another
+hash, is held out of training for every choice that a learner makes; the test samples are for the accuracy
+matrix alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cl_engine import assets
+from cl_engine.errors import InputError
+from cl_engine.images import open_image, square
+from cl_engine.samples import SampleSet
+
+CONTENT_TYPES = {
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".bmp": "image/bmp",
+    ".gif": "image/gif",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+}
+# Share of a directory's images that become test data where it has no test part of its own.
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class ArraySamples:
+    """Images that lie decoded in memory, scaled when asked for.
+
+    Attributes:
+        images: uint8 (N, H, W, 3).
+        labels: int64 (N,).
+        ids: one per image.
+        size: side of what `load` returns, pixels.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: Tensor
+    ids: Sequence[str]
+    size: int
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """Scale some images: uint8 (n, 3, S, S)."""
+        return torch.stack([square(Image.fromarray(self.images[i]), self.size) for i in indices])
+
+
+@dataclass(frozen=True)
+class FileSamples:
+    """Image files, decoded when asked for.
+
+    Attributes:
+        paths: the files.
+        labels: int64 (N,).
+        ids: one per file.
+        size: side of what `load` returns, pixels.
+    """
+
+    paths: Sequence[Path]
+    labels: Tensor
+    ids: Sequence[str]
+    size: int
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """Decode some files: uint8 (n, 3, S, S).
+
+        Raises:
+            InputError: naming the file that is not what its suffix says.
+        """
+        return torch.stack([self._decoded(self.paths[i]) for i in indices])
+
+    def _decoded(self, path: Path) -> Tensor:
+        try:
+            return square(open_image(path.read_bytes(), CONTENT_TYPES[path.suffix.lower()]), self.size)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some samples of a set, in a given order."""
+
+    samples: SampleSet
+    indices: Sequence[int]
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Sample ids."""
+        return [self.samples.ids[i] for i in self.indices]
+
+    @property
+    def labels(self) -> Tensor:
+        """Class ids, int64 (N,)."""
+        return self.samples.labels[torch.tensor(self.indices, dtype=torch.int64)]
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """Decode some samples."""
+        return self.samples.load([self.indices[i] for i in indices])
+
+
+@dataclass(frozen=True)
+class BenchData:
+    """A labelled data set in its three parts; a class's id is its place in `class_names`."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: SampleSet
+    holdout: SampleSet
+    test: SampleSet
+
+
+def load_data(
+    source: str,
+    *,
+    image_size: int,
+    per_class: int,
+    test_per_class: int,
+    holdout_fraction: float,
+    on_progress: assets.OnProgress | None = None,
+) -> BenchData:
+    """Load a data set and divide it.
+
+    Args:
+        source: name of an image set of the catalogue, or a directory with a directory of images for each
+            class; one with `train` and `test` inside keeps that division.
+        image_size: side of the square input, pixels.
+        per_class: most training samples of a class, held-out ones included.
+        test_per_class: most test samples of a class.
+        holdout_fraction: share of the training samples that is held out, above 0 and below 1.
+        on_progress: called while a data set is fetched.
+
+    Raises:
+        ValueError: neither a directory nor in the catalogue, or a class lacks samples of some part.
+        AssetError: the data set cannot be fetched.
+    """
+    if Path(source).is_dir():
+        names, train, test = _directory(Path(source), image_size)
+        name = Path(source).resolve().name
+    else:
+        data = assets.load_images(source, on_progress=on_progress)
+        names, name = data.class_names, source
+        train = _array(source, "train", data.train_images, data.train_labels, image_size)
+        test = _array(source, "test", data.test_images, data.test_labels, image_size)
+    chosen = _first_of_each(train, per_class)
+    held = [i for i in chosen if _share("holdout", train.ids[i]) < holdout_fraction]
+    kept = sorted(set(chosen) - set(held))
+    parts = (Subset(train, kept), Subset(train, held), Subset(test, _first_of_each(test, test_per_class)))
+    for part, what in zip(parts, ("training", "held-out", "test"), strict=True):
+        missing = sorted(set(range(len(names))) - set(part.labels.tolist()))
+        if missing:
+            raise ValueError(
+                f"class {names[missing[0]]!r} of {source} has no {what} sample: raise per_class "
+                f"({per_class}) or give it more images"
+            )
+    return BenchData(name, names, *parts)
+
+
+def _array(
+    name: str, part: str, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], size: int
+) -> ArraySamples:
+    ids = [f"{name}/{part}/{row}" for row in range(len(labels))]
+    return ArraySamples(images, torch.from_numpy(labels), ids, size)
+
+
+def _directory(root: Path, size: int) -> tuple[tuple[str, ...], SampleSet, SampleSet]:
+    divided = (root / "train").is_dir() and (root / "test").is_dir()
+    folders = sorted(p for p in (root / "train" if divided else root).iterdir() if p.is_dir())
+    names = tuple(p.name for p in folders if any(f.suffix.lower() in CONTENT_TYPES for f in p.iterdir()))
+    if len(names) < 2:
+        raise ValueError(
+            f"{root} has {len(names)} directories with images: give each of at least two classes its own"
+        )
+    if divided:
+        return names, _files(root / "train", names, size), _files(root / "test", names, size)
+    every = _files(root, names, size)
+    test = [i for i, sample_id in enumerate(every.ids) if _share("test", sample_id) < TEST_SHARE]
+    train = sorted(set(range(len(every.ids))) - set(test))
+    return names, Subset(every, train), Subset(every, test)
+
+
+def _files(root: Path, names: Sequence[str], size: int) -> FileSamples:
+    paths, labels, ids = [], [], []
+    for label, name in enumerate(names):
+        for path in sorted((root / name).glob("*")):
+            if path.suffix.lower() in CONTENT_TYPES:
+                paths.append(path)
+                labels.append(label)
+                # With the content's digest: a file that changes is another sample to the feature cache.
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                ids.append(f"{root.name}/{name}/{path.name}/{digest}")
+    return FileSamples(paths, torch.tensor(labels, dtype=torch.int64), ids, size)
+
+
+def _first_of_each(samples: SampleSet, count: int) -> list[int]:
+    """Return the first samples of each class, in the order of a hash of their ids."""
+    taken: dict[int, int] = {}
+    chosen = []
+    labels = samples.labels.tolist()
+    for index in sorted(range(len(labels)), key=lambda i: _share("order", samples.ids[i])):
+        if taken.get(labels[index], 0) < count:
+            taken[labels[index]] = taken.get(labels[index], 0) + 1
+            chosen.append(index)
+    return sorted(chosen)
+
+
+def _share(purpose: str, sample_id: str) -> float:
+    """Map a sample to a number, uniform in [0, 1)."""
+    digest = hashlib.sha256(f"{purpose}\0{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,0 +1,126 @@
+"""Joint training, the upper bound: the same adapters and the same head, with all data of all sessions.
+
+The adapters are trained on every class so far at once, and a ridge over the multi-layer features that
+they change is fitted on the same samples, its strength chosen on the holdout. It needs what a stream has
+long forgotten, so it is no method of the daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.features import BaseFeatures, Extract
+from cl_engine.heads import RidgeStatistics, Standardiser
+from cl_engine.heads.ridge import STRENGTHS, fold_of, ridge_scores
+from cl_engine.learners.fine_tuning import FineTuningLearner, FineTuningSettings, shared_adapter
+from cl_engine.samples import SessionData
+
+# Decades from 1 to 10^7: the accuracy is flat around its best.
+TRIED = STRENGTHS[4::2]
+BATCH = 64
+
+
+class JointSettings(FineTuningSettings):
+    """Settings of joint training."""
+
+    feature_blocks: int = Field(default=4, ge=1)
+    """CLS token and patch mean of this many of the last blocks are the features."""
+
+
+class JointModel:
+    """Jointly trained adapters and their ridge head.
+
+    Args:
+        backbone: the frozen network.
+        settings: it was trained with.
+        adapters: `down` and `up`.
+        class_ids: in the order of the head's columns.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenVisionTransformer,
+        settings: JointSettings,
+        adapters: Mapping[str, Tensor],
+        class_ids: tuple[int, ...],
+    ) -> None:
+        self._backbone, self._settings = backbone, settings
+        self._adapters = {name: tensor.to(backbone.device) for name, tensor in adapters.items()}
+        self._class_ids = torch.tensor(class_ids)
+        self._standardiser = Standardiser(torch.zeros(1), torch.ones(1))
+        self._weights = torch.zeros(0)
+
+    def nbytes(self) -> int:
+        """Return the bytes of adapters, standardisation and head."""
+        tensors = (*self._adapters.values(), self._standardiser.mean, self._standardiser.scale, self._weights)
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def predict(self, base: BaseFeatures) -> Tensor:
+        """Return class ids, int64 (B,)."""
+        scores = ridge_scores(self._standardiser(self._features(base)), self._weights)
+        return self._class_ids[scores.argmax(dim=1).cpu()]
+
+    def fit_head(self, train: BaseFeatures, data: SessionData, held: BaseFeatures) -> None:
+        """Fit the ridge on the training samples at the strength that is best on the holdout."""
+        features = self._features(train)
+        self._standardiser = Standardiser.fit(features)
+        columns = torch.searchsorted(self._class_ids, data.train.labels)
+        statistics = RidgeStatistics.empty(features.shape[1]).updated(
+            self._standardiser(features).cpu(), columns, fold_of(data.train.ids), len(self._class_ids)
+        )
+        judged = self._standardiser(self._features(held))
+        truth = torch.searchsorted(self._class_ids, data.holdout.labels)
+        best = -1
+        for strength in TRIED:
+            weights = statistics.solve(strength).float().to(features.device)
+            right = int((ridge_scores(judged, weights).argmax(dim=1).cpu() == truth).sum())
+            if right > best:
+                best, self._weights = right, weights
+
+    @torch.no_grad()
+    def _features(self, base: BaseFeatures) -> Tensor:
+        """Return the multi-layer features (N, D) under the adapters."""
+        assert base.tokens is not None
+        backbone, settings = self._backbone, self._settings
+        first = backbone.depth - settings.adapter_blocks
+        wanted = backbone.depth - settings.feature_blocks
+        adapter = shared_adapter(backbone, first, self._adapters)
+        # Blocks in front of the first adapter come out as the frozen network has them.
+        frozen = base.features[:, : 2 * backbone.width * max(first - wanted, 0)]
+        parts = []
+        for tokens in torch.split(base.tokens, BATCH):
+            outputs = enumerate(backbone.advance(tokens, first, backbone.depth, adapter), start=first)
+            parts.append(torch.cat([backbone.layer_features(t) for i, t in outputs if i >= wanted], dim=1))
+        return torch.cat([frozen, torch.cat(parts)], dim=1)
+
+
+def train_jointly(
+    backbone: FrozenVisionTransformer, data: SessionData, settings: JointSettings, extract: Extract
+) -> JointModel:
+    """Train on everything at once.
+
+    Args:
+        backbone: the frozen network.
+        data: every sample of every class so far, all classes new; the holdout of the same classes.
+        settings: of the adapters.
+        extract: where base features come from.
+
+    Raises:
+        Diverged: the loss is no longer finite.
+        ValueError: the backbone has fewer blocks than the settings want adapters.
+    """
+    only_training = FineTuningSettings(**settings.model_dump(exclude={"feature_blocks"}))
+    trained = FineTuningLearner(backbone, only_training, extract).learn(data, None)
+    adapters = {name: trained.tensors[name] for name in ("down", "up")}
+    model = JointModel(backbone, settings, adapters, trained.class_ids)
+    first = backbone.depth - settings.adapter_blocks
+    train, held = (
+        extract(backbone, samples, settings.feature_blocks, first) for samples in (data.train, data.holdout)
+    )
+    model.fit_head(train, data, held)
+    return model

@@ -1,0 +1,33 @@
+"""The ridge baseline: an exact ridge head over frozen multi-layer features, the base of every method."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.features import Extract, extract
+from cl_engine.heads import RidgeStatistics
+from cl_engine.learners.analytic import AnalyticLearner, AnalyticSettings
+
+
+class RidgeSettings(AnalyticSettings):
+    """Settings of the ridge baseline."""
+
+
+class RidgeLearner(AnalyticLearner):
+    """Learner of the method `ridge`; the strength is cross-validated over every sample ever seen."""
+
+    method = "ridge"
+
+    def __init__(
+        self,
+        backbone: FrozenVisionTransformer,
+        settings: RidgeSettings | None = None,
+        extract: Extract = extract,
+    ) -> None:
+        super().__init__(backbone, settings or RidgeSettings(), extract)
+
+    def solve(self, statistics: RidgeStatistics, start: float) -> tuple[Tensor, float]:
+        """Solve at the strength of least cross-validation error near the last one."""
+        strength = statistics.choose_strength(start)
+        return statistics.solve(strength), strength
