@@ -31,6 +31,7 @@ from daemon.metrics import Metrics
 from daemon.runtime import TorchRuntime
 from daemon.serving.batcher import Batcher
 from daemon.serving.http import HttpServer, create_app
+from daemon.serving.request_topic import RequestTopic
 from daemon.serving.service import ServingService
 from daemon.serving.slot import LiveSlot
 from daemon.sessions.job import generations_directory
@@ -44,6 +45,7 @@ from daemon.sources import (
     open_reader,
     open_sink,
     open_source,
+    request_topics,
 )
 from daemon.sources.base import Sink
 from daemon.sources.log import EmbeddedLog
@@ -106,6 +108,8 @@ class Daemon:
             holdout_fraction={name: s.holdout_fraction for name, s in settings.streams.items()},
             clock=clock,
         )
+        # A killed daemon's file may name a process id that has come back, as 1 does in a container.
+        remove_address(settings.state_directory)
         self.topics = EmbeddedLog(settings.state_directory / "topics.db", clock)
         directory = GenerationDirectory(generations_directory(settings.state_directory))
         directory.clean()
@@ -151,6 +155,9 @@ class Daemon:
         self.commands = {
             name: self._control_topic(name) for name, s in settings.streams.items() if s.control.enabled
         }
+        self.requests = {
+            name: self._request_topic(name) for name, s in settings.streams.items() if s.requests.enabled
+        }
         for intake in self.intakes.values():
             intake.start()
         self.supervisor.start()
@@ -158,6 +165,8 @@ class Daemon:
             publisher.start()
         for commands in self.commands.values():
             commands.start()
+        for requests in self.requests.values():
+            requests.start()
         log.info(
             "daemon.started",
             streams=sorted(settings.streams),
@@ -192,6 +201,20 @@ class Daemon:
             secret=None if secret is None else secret.get_secret_value(),
             reader=open_reader(settings.source, self.topics),
             control=self.control,
+            sink=self.sinks[stream],
+            state=self.state,
+            metrics=self.metrics,
+            clock=self.clock,
+        )
+
+    def _request_topic(self, stream: str) -> RequestTopic:
+        settings = self.settings.streams[stream]
+        return RequestTopic(
+            stream,
+            *request_topics(stream, settings),
+            settings=settings.requests,
+            reader=open_reader(settings.source, self.topics),
+            service=self.service,
             sink=self.sinks[stream],
             state=self.state,
             metrics=self.metrics,
@@ -243,6 +266,7 @@ class Daemon:
             *(intake.failed for intake in self.intakes.values()),
             *(publisher.failed for publisher in self.publishers.values()),
             *(commands.failed for commands in self.commands.values()),
+            *(requests.failed for requests in self.requests.values()),
         ]
         return next((failure for failure in failures if failure is not None), None)
 
@@ -272,6 +296,10 @@ class Daemon:
                 log.error("daemon.thread_left", thread=f"intake-{name}")
         if not self.supervisor.join(JOIN_SECONDS):
             log.error("daemon.thread_left", thread="sessions")
+        for name, requests in self.requests.items():
+            requests.stop()
+            if not requests.join(JOIN_SECONDS):
+                log.error("daemon.thread_left", thread=f"requests-{name}")
         for name, publisher in self.publishers.items():
             publisher.stop()
             if not publisher.join(JOIN_SECONDS):

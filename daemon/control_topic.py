@@ -124,7 +124,7 @@ class ControlTopic:
             if place.topic == self._topic
         }
         if not extents and not known:
-            self._state.take_command(self._stream, Place(self._topic, 0), 0, None)
+            self._state.move_offset(self._stream, Place(self._topic, 0), 0)
         positions = {}
         for partition, extent in sorted(extents.items()):
             place = Place(self._topic, partition)
@@ -132,7 +132,7 @@ class ControlTopic:
             if offset is None:
                 # A partition that was added later holds nothing from before.
                 offset = extent.start if known else extent.end
-                self._state.take_command(self._stream, place, offset, None)
+                self._state.move_offset(self._stream, place, offset)
             elif not extent.start <= offset <= extent.end:
                 log.warning(
                     "control.gap",
@@ -209,7 +209,8 @@ class ControlTopic:
         dead = DeadSample(record.place, record.offset, 0, error.reason, str(error))
         letter = dead_letter_message(record, Rejected(dead, record.value or b"", record.headers))
         self._sink.send(self._letters, [letter])
-        self._state.take_command(self._stream, record.place, record.offset + 1, None)
+        self._state.move_offset(self._stream, record.place, record.offset + 1)
+        self._metrics.dead_letters.labels(self._stream, error.reason.value).inc()
         self._count("dead_lettered")
         log.warning(
             "control.dead_letter",

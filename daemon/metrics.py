@@ -19,7 +19,7 @@ SESSION_OUTCOMES = ("promoted", "rejected", "failed")
 SWAP_OUTCOMES = ("promoted", "rolled_back", "failed")
 ACCURACY_KINDS = ("last", "average", "min_class")
 REQUEST_OUTCOMES = ("ok", "bad_request", "not_ready", "overloaded", "timeout", "error")
-ENDPOINTS = ("infer", "classify")
+ENDPOINTS = ("infer", "classify", "topic")
 CLASS_STATES = ("live", "pending")
 BUFFER_STATES = ("ready", "waiting")
 # `dead_lettered` are bad or unsupported, `failed` were carried out and did not succeed.
@@ -58,7 +58,7 @@ class Metrics:
         )
         self.dead_letters = Counter(
             "accrete_dead_letters",
-            "Records and samples sent to the dead-letter topic, by reason.",
+            "Records, samples and commands sent to the dead-letter topic, by reason.",
             ("stream", "reason"),
             registry=r,
         )

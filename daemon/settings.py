@@ -7,11 +7,13 @@ secret files, the configuration file, defaults.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -21,6 +23,8 @@ from pydantic_settings import (
 
 from daemon.errors import ConfigError
 
+# Fields whose values are never shown, not even when they are wrong.
+SECRET = re.compile(r"token|password|secret")
 # The V2 protocol puts the stream's name into URLs, Kafka puts it into topic names.
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
@@ -170,7 +174,7 @@ class TriggerSettings(Section):
     quiet_seconds: float = Field(default=10.0, ge=0)
     """Start once no sample of a new class has arrived for so long."""
     max_wait_seconds: float = Field(default=300.0, gt=0)
-    """Start at the latest so long after a new class had enough samples."""
+    """Start at the latest so long after the first sample of a new class that has enough by now."""
     max_new_classes: int = Field(default=50, ge=1)
     """Start without waiting for quiet once so many classes are ready."""
 
@@ -229,6 +233,21 @@ class ControlTopicSettings(Section):
     """Secret of the commands' HMAC-SHA-256 signatures; empty: commands need no signature."""
 
 
+class RequestTopicSettings(Section):
+    """Inputs to classify from a topic, answered to another."""
+
+    enabled: bool = False
+    """Whether requests are read from the topic."""
+    topic: str | None = None
+    """Topic they are read from; the labelled topic's name with `.requests` if empty."""
+    predictions_topic: str | None = None
+    """Topic of the answers; the labelled topic's name with `.predictions` if empty."""
+    at_once: int = Field(default=32, ge=1)
+    """Requests of one partition that are queued together."""
+    top: int = Field(default=5, ge=1, le=1000)
+    """Classes named in each answer, best first."""
+
+
 class StreamSettings(Section):
     """One stream: where it comes from and how it is learnt."""
 
@@ -244,6 +263,8 @@ class StreamSettings(Section):
     """Where the stream's events go."""
     control: ControlTopicSettings = ControlTopicSettings()
     """Commands from a topic."""
+    requests: RequestTopicSettings = RequestTopicSettings()
+    """Requests from a topic."""
     holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of each class's samples never trained on, chosen by a hash of the sample id."""
     holdout_limit_per_class: int = Field(default=200, ge=1)
@@ -416,9 +437,12 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
     try:
         return Settings(**values)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in e['loc']) or '(settings)'}: {e['msg']}"
-            + ("" if isinstance(e["input"], dict) or e["type"] == "missing" else f" (found {e['input']!r})")
-            for e in error.errors(include_url=False)
-        ]
-        raise ConfigError("\n".join(lines)) from error
+        # Not `from error`: pydantic's own message would show every value, secrets included.
+        raise ConfigError("\n".join(_mistake(e) for e in error.errors(include_url=False))) from None
+
+
+def _mistake(error: ErrorDetails) -> str:
+    """Name the field, what is wrong, and the value found unless it is a group or may be a secret."""
+    place = ".".join(str(part) for part in error["loc"]) or "(settings)"
+    hidden = isinstance(error["input"], dict) or error["type"] == "missing" or SECRET.search(place)
+    return f"{place}: {error['msg']}" + ("" if hidden else f" (found {error['input']!r})")

@@ -102,9 +102,10 @@ def bench(
     title = f"{parts.name} {split}, {network.id}, {len(parts.train.labels)} training samples"
     console.print(table(title, runs))
     if seeds > 1:
-        console.print(f"mean ± standard deviation over {seeds} class orders")
+        console.print(f"accuracies: mean±standard deviation over {seeds} class orders")
     console.print(
-        "s/session leaves out the frozen pass, which all methods share; peak is the whole process's"
+        "accuracies in %; forget: forgetting; held-out: A_T on samples held out of training; s/sess: seconds "
+        "a session, the frozen pass left out; KiB/cl: kept for each class; MiB: peak of the whole process"
     )
     best = best_on_holdout(summarise(runs))
     if best is not None:

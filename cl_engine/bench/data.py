@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +98,14 @@ class Subset:
     samples: SampleSet
     indices: Sequence[int]
 
-    @property
+    # Cached: learners ask for the ids of one sample after the other.
+    @cached_property
     def ids(self) -> Sequence[str]:
         """Sample ids."""
-        return [self.samples.ids[i] for i in self.indices]
+        every = self.samples.ids
+        return [every[i] for i in self.indices]
 
-    @property
+    @cached_property
     def labels(self) -> Tensor:
         """Class ids, int64 (N,)."""
         return self.samples.labels[torch.tensor(self.indices, dtype=torch.int64)]
@@ -156,7 +159,8 @@ def load_data(
         train = _array(source, "train", data.train_images, data.train_labels, image_size)
         test = _array(source, "test", data.test_images, data.test_labels, image_size)
     chosen = _first_of_each(train, per_class)
-    held = [i for i in chosen if _share("holdout", train.ids[i]) < holdout_fraction]
+    wanted = Subset(train, chosen)
+    held = [chosen[i] for i in _share_of_each(wanted, holdout_fraction, "holdout")]
     kept = sorted(set(chosen) - set(held))
     parts = (Subset(train, kept), Subset(train, held), Subset(test, _first_of_each(test, test_per_class)))
     for part, what in zip(parts, ("training", "held-out", "test"), strict=True):
@@ -187,7 +191,7 @@ def _directory(root: Path, size: int) -> tuple[tuple[str, ...], SampleSet, Sampl
     if divided:
         return names, _files(root / "train", names, size), _files(root / "test", names, size)
     every = _files(root, names, size)
-    test = [i for i, sample_id in enumerate(every.ids) if _share("test", sample_id) < TEST_SHARE]
+    test = _share_of_each(every, TEST_SHARE, "test")
     train = sorted(set(range(len(every.ids))) - set(test))
     return names, Subset(every, train), Subset(every, test)
 
@@ -209,15 +213,26 @@ def _first_of_each(samples: SampleSet, count: int) -> list[int]:
     """Return the first samples of each class, in the order of a hash of their ids."""
     taken: dict[int, int] = {}
     chosen = []
-    labels = samples.labels.tolist()
-    for index in sorted(range(len(labels)), key=lambda i: _share("order", samples.ids[i])):
+    labels, ids = samples.labels.tolist(), samples.ids
+    for index in sorted(range(len(labels)), key=lambda i: _hash("order", ids[i])):
         if taken.get(labels[index], 0) < count:
             taken[labels[index]] = taken.get(labels[index], 0) + 1
             chosen.append(index)
     return sorted(chosen)
 
 
-def _share(purpose: str, sample_id: str) -> float:
-    """Map a sample to a number, uniform in [0, 1)."""
-    digest = hashlib.sha256(f"{purpose}\0{sample_id}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+def _share_of_each(samples: SampleSet, share: float, purpose: str) -> list[int]:
+    """Return a share of each class's samples, at least one, chosen by a hash of their ids."""
+    classes: dict[int, list[int]] = {}
+    for index, label in enumerate(samples.labels.tolist()):
+        classes.setdefault(label, []).append(index)
+    ids = samples.ids
+    chosen = []
+    for members in classes.values():
+        count = max(1, round(share * len(members)))
+        chosen += sorted(members, key=lambda i: _hash(purpose, ids[i]))[:count]
+    return sorted(chosen)
+
+
+def _hash(purpose: str, sample_id: str) -> str:
+    return hashlib.sha256(f"{purpose}\0{sample_id}".encode()).hexdigest()

@@ -11,21 +11,25 @@ from statistics import fmean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cl_engine.bench.run import JOINT, MethodRun
 from cl_engine.measurement import machine, versions
 
-# Figure, heading, factor, decimals.
-COLUMNS = (
-    ("a_t", "A_T", 1.0, 4),
-    ("a_bar", "A_bar", 1.0, 4),
-    ("forgetting", "forgetting", 1.0, 4),
-    ("bwt", "BWT", 1.0, 4),
-    ("holdout_a_t", "held-out A_T", 1.0, 4),
-    ("session_seconds", "s/session", 1.0, 2),
-    ("bytes_per_class", "KiB/class", 1 / 1024, 1),
-    ("peak_memory_bytes", "peak MiB", 1 / 2**20, 0),
+# Figure and heading of what is shown in per cent, with its spread.
+SHARES = (
+    ("a_t", "A_T"),
+    ("a_bar", "A_bar"),
+    ("forgetting", "forget"),
+    ("bwt", "BWT"),
+    ("holdout_a_t", "held-out"),
+)
+# Figure, heading, factor, decimals of what is shown as a mean; the record has its spread.
+COSTS = (
+    ("session_seconds", "s/sess", 1.0, 1),
+    ("bytes_per_class", "KiB/cl", 1 / 1024, 1),
+    ("peak_memory_bytes", "MiB", 1 / 2**20, 0),
 )
 LARGEST_LABELLED_MAP = 40
 
@@ -49,16 +53,27 @@ def best_on_holdout(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
 
 
 def table(title: str, runs: Sequence[MethodRun]) -> Table:
-    """Lay the summary out; each cell is the mean and, with several seeds, the spread."""
+    """Lay the summary out: accuracies in per cent, with several seeds as mean and spread; the best bold."""
     summary = summarise(runs)
-    result = Table("method", *(heading for _, heading, _, _ in COLUMNS), title=title)
+    headings = [heading for _, heading in SHARES] + [heading for _, heading, _, _ in COSTS]
+    result = Table(
+        "method",
+        *headings,
+        title=title,
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     best = best_on_holdout(summary)
     several = len({run.seed for run in runs}) > 1
     for method, figures in summary.items():
         cells = []
-        for name, _, factor, decimals in COLUMNS:
-            mean, spread = (figures[name][part] * factor for part in ("mean", "spread"))
-            cells.append(f"{mean:.{decimals}f}" + (f" ± {spread:.{decimals}f}" if several else ""))
+        for name, _ in SHARES:
+            mean, spread = (100 * figures[name][part] for part in ("mean", "spread"))
+            cells.append(f"{mean:.1f}" + (f"±{spread:.1f}" if several else ""))
+        for name, _, factor, decimals in COSTS:
+            cells.append(f"{figures[name]['mean'] * factor:.{decimals}f}")
         result.add_row(method, *cells, style="bold" if method == best else None)
     return result
 

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from daemon.cli import dlq, lag, topics
+from daemon.cli import dlq, lag, schemas, topics
 from daemon.cli.client import DaemonClient, console, fail, mistakes, settings_or_exit
 from daemon.cli.options import Config, Stream, Url, local_time
 
@@ -25,6 +25,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
 app.command()(lag.lag)
+app.command()(schemas.schemas)
 
 
 @app.command()

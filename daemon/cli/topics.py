@@ -33,7 +33,7 @@ def create(
     from daemon.cli.streams import chosen_stream
     from daemon.errors import DaemonError
     from daemon.settings import KafkaSource
-    from daemon.sources import control_topic, events_topic
+    from daemon.sources import control_topic, events_topic, request_topics
 
     settings = settings_or_exit(config)
     name, chosen = chosen_stream(settings, stream)
@@ -48,6 +48,7 @@ def create(
         source,
         events=events_topic(name, chosen),
         control=control_topic(name, chosen),
+        requests=request_topics(name, chosen),
         partitions=partitions,
         max_message_bytes=settings.limits.max_message_bytes,
     )

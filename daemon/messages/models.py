@@ -84,11 +84,3 @@ class CloudEvent(Format):
     """A text payload."""
     data_base64: Base64 | None = None
     """A binary payload, in base64."""
-
-
-def json_schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of each JSON format, by file name."""
-    return {
-        "class-batch.schema.json": ClassBatch.model_json_schema(),
-        "cloudevent.schema.json": CloudEvent.model_json_schema(),
-    }

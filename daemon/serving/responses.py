@@ -63,14 +63,18 @@ def classify_error(error: Exception) -> Failure:
     return _INTERNAL
 
 
-def error_response(error: Exception) -> Response:
-    """Answer an exception with the V2 protocol's error object.
+def failure_text(error: Exception) -> str:
+    """Return what a client is told of an exception.
 
     The text of an unexpected exception stays in the log: it may name files or hold data.
     """
+    return str(error) if classify_error(error) is not _INTERNAL else "internal error: see the daemon's log"
+
+
+def error_response(error: Exception) -> Response:
+    """Answer an exception with the V2 protocol's error object."""
     failure = classify_error(error)
-    text = str(error) if failure is not _INTERNAL else "internal error: see the daemon's log"
-    return error_text(failure.status, text, failure.headers)
+    return error_text(failure.status, failure_text(error), failure.headers)
 
 
 def error_text(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -31,6 +31,12 @@ def control_topic(stream: str, settings: StreamSettings) -> str:
     return settings.control.topic or f"{labelled_topic(stream, settings.source)}.control"
 
 
+def request_topics(stream: str, settings: StreamSettings) -> tuple[str, str]:
+    """Return the topics that a stream's requests are read from and answered to."""
+    topic, chosen = labelled_topic(stream, settings.source), settings.requests
+    return chosen.topic or f"{topic}.requests", chosen.predictions_topic or f"{topic}.predictions"
+
+
 def open_source(
     stream: str, settings: SourceSettings, log: EmbeddedLog, clock: Clock, metrics: Metrics
 ) -> Source:

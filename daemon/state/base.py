@@ -315,14 +315,12 @@ class State(Protocol):
         """Take events out of the outbox."""
         ...
 
-    def take_command(self, stream: str, place: Place, next_offset: int, command_id: str | None) -> bool:
-        """Move the control topic's offset past a message, in one transaction with noting its command.
+    def move_offset(self, stream: str, place: Place, next_offset: int) -> None:
+        """Set the next offset wanted of a partition that no sample comes from: of commands or requests."""
+        ...
 
-        Args:
-            stream: the stream.
-            place: partition of the control topic.
-            next_offset: the message's offset plus 1, or where to begin.
-            command_id: None where there is no command to carry out.
+    def take_command(self, stream: str, place: Place, next_offset: int, command_id: str) -> bool:
+        """Move the control topic's offset past a command and note its id, in one transaction.
 
         Returns:
             Whether a command of that id has never been taken before.

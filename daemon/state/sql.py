@@ -321,12 +321,15 @@ class SqlState:
         with self._write() as connection:
             outbox.remove_events(connection, stream, seqs)
 
-    def take_command(self, stream: str, place: Place, next_offset: int, command_id: str | None) -> bool:
+    def move_offset(self, stream: str, place: Place, next_offset: int) -> None:
+        """Set the next offset wanted of a partition of commands or requests."""
+        with self._write() as connection:
+            ingest.move_offset(connection, stream, place, next_offset)
+
+    def take_command(self, stream: str, place: Place, next_offset: int, command_id: str) -> bool:
         """Move the control topic's offset and note the command; return whether its id is new."""
         with self._write() as connection:
             ingest.move_offset(connection, stream, place, next_offset)
-            if command_id is None:
-                return False
             return outbox.take_command(connection, stream, command_id, self._clock.now())
 
     @contextmanager

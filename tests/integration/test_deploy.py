@@ -23,6 +23,9 @@ from prometheus_client import generate_latest
 from daemon.errors import ConfigError
 from daemon.metrics import Metrics
 from daemon.settings import EmbeddedSource, KafkaSource, load_settings
+from daemon.sources.base import Place
+from daemon.sources.kafka.export import FactsExporter
+from daemon.sources.kafka.facts import KafkaFacts
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -249,6 +252,21 @@ class TestPrometheus:
         metrics.lag_seconds.labels("default", "0").set(0.5)
         metrics.generation_info.labels("default", "1", "sha256-0", "sgds").set(1)
         metrics.request_duration.labels("default", "infer").observe(0.01)
+        FactsExporter(metrics, "default").update(
+            KafkaFacts(
+                up=True,
+                pause_reason="backpressure",
+                last_poll=1.0,
+                positions={Place("images", 0): 5},
+                stalled=(),
+                rebalances={"assigned": 1},
+                queued_records=1,
+                queued_bytes=1,
+                stale_records=1,
+                commit_failures=1,
+                gap_records=1,
+            )
+        )
         text = generate_latest(metrics.registry)
         families = {family.name for family in metrics.registry.collect()}
         unseen = {name for name in families if not re.search(rf"(?m)^{name}\w*[{{ ]", text.decode())}

@@ -200,7 +200,7 @@ def bad_messages(good: bytes) -> dict[str, tuple[Message, DeadLetterReason, str]
         "empty label": (raw(""), DeadLetterReason.BAD_LABEL, "empty"),
         "long label": (raw("x" * 300), DeadLetterReason.BAD_LABEL, "300 characters"),
         "control characters": (raw("ca\x07t"), DeadLetterReason.BAD_LABEL, "control character"),
-        "wrong content type": (raw("cat", good, "image/jpeg"), DeadLetterReason.BAD_PAYLOAD, "image/jpeg"),
+        "wrong content type": (raw("cat", good, "image/jpeg"), DeadLetterReason.BAD_PAYLOAD, "not a JPEG"),
         "unsupported type": (
             raw("cat", good, "application/pdf"),
             DeadLetterReason.BAD_CONTENT_TYPE,

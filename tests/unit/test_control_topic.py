@@ -231,6 +231,7 @@ def test_bad_commands_are_dead_letters(
     assert facts.source_topic == TOPIC
     assert rig.calls() == [("flush", None)]
     assert rig.counted("dead_lettered") == 1
+    assert rig.rig.sample("accrete_dead_letters_total", reason=reason.value) == 1
 
 
 def test_with_a_secret_only_signed_commands_count(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from daemon.messages.encode import (
     structured_event,
 )
 from daemon.messages.formats import CLASS_BATCH_ARROW, CLASS_BATCH_JSON, CLOUDEVENT_JSON
-from daemon.messages.models import json_schemas
+from daemon.messages.json_schemas import json_schemas
 from daemon.messages.parse import ParsedRecord, parse_record
 from daemon.settings import LimitSettings
 from daemon.sources.base import Message, Place

@@ -55,6 +55,7 @@ def plan_topics(
     *,
     events: str | None = None,
     control: str | None = None,
+    requests: tuple[str, str] | None = None,
     partitions: int = 1,
     max_message_bytes: int = 32 * 2**20,
 ) -> list[TopicPlan]:
@@ -64,6 +65,7 @@ def plan_topics(
         settings: names the labelled topic, from which the others' names are derived.
         events: name of that topic, where it is not derived.
         control: the same.
+        requests: the same, of the requests and of the predictions.
         partitions: of the labelled, request and prediction topics; samples of one partition stay in order.
         max_message_bytes: largest message of the labelled and request topics.
     """
@@ -76,6 +78,7 @@ def plan_topics(
             "max.message.bytes": str(max_bytes),
         }
 
+    asked, answered = requests or (f"{topic}.requests", f"{topic}.predictions")
     return [
         # Long enough for a daemon that is down over a holiday; what is consumed is in the state.
         TopicPlan(topic, "labelled samples", partitions, config(14, max_message_bytes)),
@@ -85,8 +88,8 @@ def plan_topics(
         TopicPlan(control or f"{topic}.control", "commands, in order, not compacted", 1, config(30)),
         TopicPlan(events or f"{topic}.events", "sessions, gates and swaps", 1, config(30)),
         # Nobody waits a day for an answer.
-        TopicPlan(f"{topic}.requests", "inputs to classify", partitions, config(1, max_message_bytes)),
-        TopicPlan(f"{topic}.predictions", "answers", partitions, config(7)),
+        TopicPlan(asked, "inputs to classify", partitions, config(1, max_message_bytes)),
+        TopicPlan(answered, "answers", partitions, config(7)),
     ]
 
 
