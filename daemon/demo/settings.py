@@ -57,6 +57,8 @@ class DemoSettings:
                 }
             },
             "serving": {"port": 0},
+            # Gone by the time the demo itself needs memory for its measurements.
+            "trainer": {"idle_seconds": 15.0},
             "log": {"format": "json"},
         }
 
