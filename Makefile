@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+# Files of tests that run side by side; some are mostly waiting, so two pay even on one core.
+JOBS ?= 2
 
 STAMP := $(VENV)/.accrete-installed
 BIN := $(VENV)/bin
@@ -22,7 +24,7 @@ demo: $(STAMP) ## Learn CIFAR-10 live while answering requests; ARGS='--keep --j
 	$(BIN)/accrete demo $(ARGS)
 
 test: $(STAMP) ## Run the unit and integration tests; ARGS='-k NAME'
-	$(BIN)/python -m pytest tests/unit tests/integration $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/integration -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .
