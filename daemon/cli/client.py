@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from daemon.address import read_address
 from daemon.errors import ConfigError
 from daemon.settings import Settings, load_settings
 
 # Without markup: labels and messages come from elsewhere and may hold what looks like it.
-console = Console(markup=False)
-errors = Console(stderr=True, markup=False)
+# Into a pipe or a file nothing is cut off or wrapped: whatever reads it wants whole lines.
+PIPE_WIDTH = 1000
+console = Console(markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+errors = Console(stderr=True, markup=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
 
 TIMEOUT_SECONDS = 30.0
 
@@ -92,3 +97,11 @@ def mistakes(lines: str) -> None:
     """Print what is wrong with the configuration, one mistake a line."""
     errors.print("The configuration has mistakes:", style="red", highlight=False)
     errors.print(lines, highlight=False, soft_wrap=True)
+
+
+def listing(*columns: str, title: str | None = None) -> Table:
+    """Return an empty table whose cells fold instead of being cut off."""
+    table = Table(title=title, box=box.MINIMAL, header_style="bold", title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

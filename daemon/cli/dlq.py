@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from daemon.cli.client import console, errors, fail, settings_or_exit
+from daemon.cli.client import console, errors, fail, listing, settings_or_exit
 from daemon.cli.options import Config, Stream, local_time
 
 app = typer.Typer(help="Look at dead letters and send them again.", no_args_is_help=True)
@@ -30,7 +29,7 @@ def list_letters(
 
     settings = settings_or_exit(config)
     name, _ = chosen_stream(settings, stream)
-    table = Table("partition", "offset", "when", "reason", "from", "bytes", "message")
+    table = listing("partition", "offset", "when", "reason", "from", "bytes", "message")
     with opened_topics(settings, name) as topics:
         for letter in scan(topics.reader, dead_letter_topic(topics.topic), latest=limit):
             facts = dead_letter_facts(letter)

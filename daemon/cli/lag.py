@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from daemon.cli.client import console, settings_or_exit
+from daemon.cli.client import console, listing, settings_or_exit
 from daemon.cli.options import Config, Stream
 
 
@@ -16,7 +14,7 @@ def lag(config: Config = None, stream: Stream = None) -> None:
 
     settings = settings_or_exit(config)
     name, _ = chosen_stream(settings, stream)
-    table = Table("partition", "end", "next", "from", "records behind", "seconds behind", title=name)
+    table = listing("partition", "end", "next", "from", "records behind", "seconds behind", title=name)
     with opened_topics(settings, name) as topics:
         for row in partition_lags(settings, name, topics.reader, SystemClock()):
             wanted = "none yet" if row.next is None else str(row.next)

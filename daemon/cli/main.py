@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon.cli import dlq, lag, schemas, topics
-from daemon.cli.client import DaemonClient, console, fail, mistakes, settings_or_exit
+from daemon.cli.client import DaemonClient, console, fail, listing, mistakes, settings_or_exit
 from daemon.cli.options import Config, Stream, Url, local_time
 
 app = typer.Typer(
@@ -130,7 +130,7 @@ def status(config: Config = None, url: Url = None, stream: Stream = None) -> Non
 def sessions(config: Config = None, url: Url = None, stream: Stream = None) -> None:
     """List the sessions."""
     rows = DaemonClient(config, url, stream).get("sessions")["sessions"]
-    table = Table(
+    table = listing(
         "id", "outcome", "new classes", "started", "seconds", "attempts", "A_T", "forgetting", "reason"
     )
     for row in rows:
@@ -153,7 +153,7 @@ def sessions(config: Config = None, url: Url = None, stream: Stream = None) -> N
 @app.command()
 def classes(config: Config = None, url: Url = None, stream: Stream = None) -> None:
     """List the class registry."""
-    table = Table("id", "label", "state", "first seen")
+    table = listing("id", "label", "state", "first seen")
     for row in DaemonClient(config, url, stream).get("classes")["classes"]:
         table.add_row(str(row["id"]), row["label"], row["state"], local_time(row["first_seen"]))
     console.print(table)
@@ -162,7 +162,7 @@ def classes(config: Config = None, url: Url = None, stream: Stream = None) -> No
 @app.command()
 def generations(config: Config = None, url: Url = None, stream: Stream = None) -> None:
     """List the generations."""
-    table = Table("number", "digest", "session", "created", "A_T")
+    table = listing("number", "digest", "session", "created", "A_T")
     for row in DaemonClient(config, url, stream).get("generations")["generations"]:
         table.add_row(
             str(row["number"]),
@@ -182,7 +182,7 @@ def decisions(
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
 ) -> None:
     """List the latest decisions of triggers, gates and operators, with their reasons."""
-    table = Table("when", "kind", "policy", "fired", "reason")
+    table = listing("when", "kind", "policy", "fired", "reason")
     for row in DaemonClient(config, url, stream).get("decisions", limit=limit)["decisions"]:
         table.add_row(
             local_time(row["at"]), row["kind"], row["policy"], "yes" if row["fired"] else "no", row["reason"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from daemon.cli.client import console, fail, settings_or_exit
+from daemon.cli.client import console, fail, listing, settings_or_exit
 from daemon.cli.options import Config, Stream
 
 app = typer.Typer(help="Make the topics of a stream on Kafka.", no_args_is_help=True)
@@ -56,7 +55,7 @@ def create(
         outcomes = create_topics(source, plans, replication=replication)
     except DaemonError as error:
         fail(str(error))
-    table = Table("topic", "outcome", "partitions", "purpose")
+    table = listing("topic", "outcome", "partitions", "purpose")
     for plan in plans:
         table.add_row(plan.name, outcomes[plan.name].value, str(plan.partitions), plan.purpose)
     console.print(table)

@@ -73,8 +73,8 @@ def configuration(tmp_path: Path, settings: KafkaSettings, **changes: Any) -> Pa
 
 def cells(output: str) -> list[list[str]]:
     """Return the cells of a table's lines."""
-    rows = [line for line in output.splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+    _, *rows = [line for line in output.splitlines() if "│" in line]
+    return [[cell.strip() for cell in row.split("│")] for row in rows]
 
 
 def test_create_produce_and_lag(tmp_path: Path, settings: KafkaSettings, reader: KafkaReader) -> None:
