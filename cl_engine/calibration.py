@@ -18,13 +18,20 @@ MAX_DISTANCES = 1024
 def fit_sharpness(scores: Tensor, columns: Tensor) -> float:
     """Return the factor on the scores that gives the holdout the highest likelihood.
 
+    The targets are smoothed as if one more sample of each class had been seen (Laplace's rule; Platt
+    does the same): a small holdout without a mistake would otherwise ask for endless confidence.
+
     Args:
         scores: (N, C).
         columns: true columns, int64 (N,).
     """
     if len(scores) == 0 or scores.shape[1] < 2:
         return DEFAULT_SHARPNESS
-    losses = [float(cross_entropy(scores.float() * s, columns.to(scores.device))) for s in SHARPNESSES]
+    samples, classes = scores.shape
+    # The true class's target is then (N + 1) / (N + C), every other's 1 / (N + C).
+    smoothing = classes / (samples + classes)
+    truth = columns.to(scores.device)
+    losses = [float(cross_entropy(scores.float() * s, truth, label_smoothing=smoothing)) for s in SHARPNESSES]
     return SHARPNESSES[losses.index(min(losses))]
 
 

@@ -53,13 +53,21 @@ def test_a_standardiser_centres_and_scales() -> None:
 
 
 def test_certain_scores_are_sharpened_and_wrong_ones_flattened() -> None:
-    """All right: the largest factor. Right in 3 of 4 with a gap of 1: exp(s) = 3, s = 1.1, nearest 1."""
+    """Right in 300 of 400 with a gap of 1: smoothed (300 + 1) / (400 + 2), so exp(s) = 2.98, nearest 1."""
     right = torch.tensor([[0.02, 0.0], [0.0, 0.02]])
-    assert calibration.fit_sharpness(right, torch.tensor([0, 1])) == max(calibration.SHARPNESSES)
+    assert calibration.fit_sharpness(right, torch.tensor([0, 1])) > 50
     assert calibration.fit_sharpness(right, torch.tensor([1, 0])) == min(calibration.SHARPNESSES)
-    same = torch.tensor([[1.0, 0.0]] * 4)
-    assert calibration.fit_sharpness(same, torch.tensor([0, 0, 0, 1])) == 1.0
-    assert calibration.fit_sharpness(same / 4, torch.tensor([0, 0, 0, 1])) == 4.0
+    same = torch.tensor([[1.0, 0.0]] * 400)
+    truth = torch.tensor([0, 0, 0, 1] * 100)
+    assert calibration.fit_sharpness(same, truth) == 1.0
+    assert calibration.fit_sharpness(same / 4, truth) == 4.0
+
+
+def test_a_small_holdout_without_a_mistake_asks_for_modest_confidence() -> None:
+    """Two of two right with a gap of 1: smoothed to 3 of 4, exp(s) = 3, s = 1.1; 1,000 right allow far more."""
+    right = torch.eye(2)
+    assert calibration.fit_sharpness(right, torch.tensor([0, 1])) == 1.0
+    assert calibration.fit_sharpness(right.repeat(500, 1), torch.tensor([0, 1] * 500)) == 8.0
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (5, 1)])
