@@ -64,7 +64,7 @@ def test_certain_scores_are_sharpened_and_wrong_ones_flattened() -> None:
 
 
 def test_a_small_holdout_without_a_mistake_asks_for_modest_confidence() -> None:
-    """Two of two right with a gap of 1: smoothed to 3 of 4, exp(s) = 3, s = 1.1; 1,000 right allow far more."""
+    """Two right with a gap of 1: smoothed to 3 of 4, so exp(s) = 3, nearest 1; 1,000 right allow more."""
     right = torch.eye(2)
     assert calibration.fit_sharpness(right, torch.tensor([0, 1])) == 1.0
     assert calibration.fit_sharpness(right.repeat(500, 1), torch.tensor([0, 1] * 500)) == 8.0
