@@ -7,9 +7,6 @@ DaemonError
 │   ├── OffsetGap            records between the stored offset and the log's start are gone
 │   ├── SourceUnavailable    the broker, log or folder cannot be reached now
 │   └── MessageRefused       the log will never take this message
-├── SessionError
-│   ├── TrainerCrashed       the trainer process ended without a result
-│   └── PromotionRejected    the gate refused a generation
 ├── SwapError             a generation could not be made live; the old one still answers
 ├── ServingError          a request could not be answered
 │   ├── BadRequest           the request is malformed; the message says what to send instead
@@ -77,18 +74,6 @@ class SourceUnavailable(StreamError):
 
 class MessageRefused(StreamError):
     """The log will never take this message: it is too large, or its topic is missing or forbidden."""
-
-
-class SessionError(DaemonError):
-    """A session did not end in a live generation."""
-
-
-class TrainerCrashed(SessionError):
-    """The trainer process ended without a result."""
-
-
-class PromotionRejected(SessionError):
-    """The gate refused a generation."""
 
 
 class SwapError(DaemonError):

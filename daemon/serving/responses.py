@@ -15,7 +15,6 @@ from daemon.errors import (
     NotReady,
     Overloaded,
     RequestTimeout,
-    SessionError,
     SourceUnavailable,
     StateError,
     SwapError,
@@ -47,7 +46,6 @@ _FAILURES: tuple[tuple[type[Exception], Failure], ...] = (
     (Overloaded, Failure(503, "overloaded", _RETRY_AFTER)),
     (RequestTimeout, Failure(504, "timeout")),
     (SwapError, Failure(409, "error")),
-    (SessionError, Failure(409, "error")),
     (SourceUnavailable, Failure(503, "error", _RETRY_AFTER)),
     (StateError, Failure(503, "error")),
 )
