@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cl_engine.backbones.vit import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
+from cl_engine.backbones.blockwise import feature_width
 from cl_engine.features import BaseFeatures, extract
 from cl_engine.samples import SampleSet
 
@@ -26,9 +27,7 @@ class CachedExtract:
             and then no tokens are kept.
     """
 
-    def __init__(
-        self, backbone: FrozenVisionTransformer, feature_blocks: int, continue_from: int | None
-    ) -> None:
+    def __init__(self, backbone: BlockwiseBackbone, feature_blocks: int, continue_from: int | None) -> None:
         self._backbone = backbone
         self._feature_blocks, self._continue_from = feature_blocks, continue_from
         self._features: dict[str, Tensor] = {}
@@ -36,7 +35,7 @@ class CachedExtract:
 
     def __call__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         samples: SampleSet,
         feature_blocks: int,
         continue_from: int | None = None,
@@ -65,7 +64,7 @@ class CachedExtract:
                 on_batch=on_batch,
             )
             self.add([samples.ids[i] for i in missing], fresh)
-        width = 2 * backbone.width * feature_blocks
+        width = feature_width(backbone, feature_blocks)
         ids = [samples.ids[i] for i in chosen]
         if not ids:
             return BaseFeatures(torch.zeros(0, width, device=backbone.device), None)

@@ -1,7 +1,7 @@
-"""Multi-layer features of a frozen vision transformer, with the tokens to continue from.
+"""Multi-layer features of a frozen transformer, with the tokens to continue from.
 
 The middle layers of the frozen network cannot be forgotten and hold most of what adapters would have
-to relearn, so every learner here reads the CLS token and the patch mean of its last blocks.
+to relearn, so every learner here reads the CLS token and the mean of the other tokens of its last blocks.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cl_engine.backbones import BlockAdapter, BlockwiseBackbone
+from cl_engine.backbones.blockwise import feature_width
 from cl_engine.backbones.frozen import in_batches
-from cl_engine.backbones.vit import FrozenVisionTransformer
 from cl_engine.samples import SampleSet
 
 # 32 images of 257 tokens and width 384 need about 0.4 GiB of activations in bfloat16.
@@ -44,7 +45,7 @@ class Extract(Protocol):
 
     def __call__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         samples: SampleSet,
         feature_blocks: int,
         continue_from: int | None = None,
@@ -57,31 +58,38 @@ class Extract(Protocol):
 
 
 def base_pass(
-    backbone: FrozenVisionTransformer, images: Tensor, feature_blocks: int, continue_from: int | None
+    backbone: BlockwiseBackbone,
+    inputs: Tensor,
+    feature_blocks: int,
+    continue_from: int | None,
+    adapter: BlockAdapter | None = None,
 ) -> BaseFeatures:
     """Run the frozen network once.
 
     Args:
         backbone: the frozen network.
-        images: uint8 (B, 3, S, S).
+        inputs: as the backbone decodes them, (B, ...).
         feature_blocks: how many of the last blocks are summarised.
         continue_from: block whose input tokens are kept, None for none.
+        adapter: added from that block on; None leaves the network as it is.
     """
     first = backbone.depth - feature_blocks
-    tokens = backbone.embed(images)
-    kept = tokens if continue_from == 0 else None
+    split = backbone.depth if continue_from is None else continue_from
+    tokens = backbone.embed(inputs)
+    kept = tokens
     summaries = []
-    for index, tokens in enumerate(backbone.advance(tokens, 0, backbone.depth)):  # noqa: B020
-        if index + 1 == continue_from:
-            kept = tokens
-        if index >= first:
-            summaries.append(backbone.layer_features(tokens))
-    return BaseFeatures(torch.cat(summaries, dim=1), kept)
+    for start, stop, added in ((0, split, None), (split, backbone.depth, adapter)):
+        for index, tokens in enumerate(backbone.advance(tokens, start, stop, added), start=start):  # noqa: B020
+            if index + 1 == split:
+                kept = tokens
+            if index >= first:
+                summaries.append(backbone.layer_features(tokens))
+    return BaseFeatures(torch.cat(summaries, dim=1), None if continue_from is None else kept)
 
 
 @torch.no_grad()
 def extract(
-    backbone: FrozenVisionTransformer,
+    backbone: BlockwiseBackbone,
     samples: SampleSet,
     feature_blocks: int,
     continue_from: int | None = None,
@@ -106,7 +114,7 @@ def extract(
     if not 0 <= first < backbone.depth:
         raise ValueError(f"feature_blocks must be 1 to {backbone.depth}, is {feature_blocks}")
     if not chosen:
-        width = 2 * backbone.width * feature_blocks
+        width = feature_width(backbone, feature_blocks)
         return BaseFeatures(torch.zeros(0, width, device=backbone.device), None)
 
     def one_batch(start: int, stop: int) -> BaseFeatures:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import torch
@@ -22,6 +24,82 @@ IMAGE_FORMATS = {
     "image/tiff": "TIFF",
 }
 DEFAULT_MAX_PIXELS = 64_000_000
+
+# PNG (ISO/IEC 15948): the signature, and the first chunk, IHDR, with 13 bytes of content.
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+# Before a chunk's content lie its length and its name, after it lies its CRC.
+_PNG_CHUNK = struct.Struct(">I4s")
+_PNG_SIZE = struct.Struct(">II")
+_CRC = struct.Struct(">I")
+# JPEG (ITU-T T.81, table B.1): start and end of the image, start of a scan, and the frames of the Huffman
+# modes that everybody writes: baseline, extended, progressive.
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_JPEG_SCAN = 0xDA
+_JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+_JPEG_SEGMENT = struct.Struct(">BBH")
+_JPEG_SIZE = struct.Struct(">HH")
+
+
+def looks_whole(payload: bytes, content_type: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> bool:
+    """Tell whether an image is whole as far as its structure shows, at a tenth of a decode's cost.
+
+    True for a PNG whose chunks all have the right CRC, from IHDR over IDAT to IEND, and for a JPEG whose
+    segments lead to a frame and a scan and whose last bytes end the image; in both within the size limit.
+    Such a file is neither cut short nor mislabelled; only a decode can tell that the compressed pixels in
+    it are in order. False says nothing against the payload: it may be another format, trailing bytes, or
+    damage, and `open_image` tells which.
+
+    Args:
+        payload: the encoded file.
+        content_type: its media type, in lower case and without parameters.
+        max_pixels: largest width times height.
+    """
+    try:
+        if content_type == "image/png":
+            return _png_looks_whole(payload, max_pixels)
+        if content_type == "image/jpeg":
+            return _jpeg_looks_whole(payload, max_pixels)
+    except struct.error:
+        # Some length leads beyond the end of the payload.
+        return False
+    return False
+
+
+def _png_looks_whole(payload: bytes, max_pixels: int) -> bool:
+    if not payload.startswith(_PNG_START):
+        return False
+    width, height = _PNG_SIZE.unpack_from(payload, len(_PNG_START))
+    view, at, pixels_seen = memoryview(payload), 8, False
+    while True:
+        length, name = _PNG_CHUNK.unpack_from(payload, at)
+        end = at + _PNG_CHUNK.size + length
+        # The CRC covers name and content.
+        if zlib.crc32(view[at + 4 : end]) != _CRC.unpack_from(payload, end)[0]:
+            return False
+        if name == b"IEND":
+            return pixels_seen and 0 < width * height <= max_pixels
+        pixels_seen |= name == b"IDAT"
+        at = end + _CRC.size
+
+
+def _jpeg_looks_whole(payload: bytes, max_pixels: int) -> bool:
+    if not (payload.startswith(_JPEG_START) and payload.endswith(_JPEG_END)):
+        return False
+    at, pixels = len(_JPEG_START) - 1, 0
+    while True:
+        fill, marker, length = _JPEG_SEGMENT.unpack_from(payload, at)
+        if fill != 0xFF:
+            return False
+        if marker == _JPEG_SCAN:
+            return 0 < pixels <= max_pixels
+        if marker in _JPEG_FRAMES:
+            # After the segment's length and the sample precision.
+            height, width = _JPEG_SIZE.unpack_from(payload, at + 5)
+            pixels = width * height
+        # A marker without a segment, or a length below its own two bytes, would not go forward.
+        if marker < 0xC0 or length < 2:
+            return False
+        at += 2 + length
 
 
 def open_image(payload: bytes, content_type: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:

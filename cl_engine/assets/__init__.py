@@ -30,6 +30,8 @@ __all__ = [
     "load_images",
     "load_texts",
     "text_encoder_weights",
+    "text_encoders",
+    "text_sets",
 ]
 
 
@@ -128,10 +130,25 @@ def load_texts(
     return texts.load(fetch(name, cache=cache, on_progress=on_progress))
 
 
+def text_encoders() -> tuple[str, ...]:
+    """Name the catalogue's text encoders."""
+    return _names(Kind.TEXT_ENCODER)
+
+
+def text_sets() -> tuple[str, ...]:
+    """Name the catalogue's labelled text sets."""
+    return _names(Kind.TEXTS)
+
+
+def _names(kind: Kind) -> tuple[str, ...]:
+    return tuple(asset.name for asset in CATALOGUE if asset.kind is kind)
+
+
 def _require(name: str, kind: Kind) -> None:
     if entry(name).kind is not kind:
-        fitting = ", ".join(asset.name for asset in CATALOGUE if asset.kind is kind)
-        raise ValueError(f"name {name!r} is a {entry(name).kind}, not {kind}: use one of {fitting}")
+        raise ValueError(
+            f"name {name!r} is a {entry(name).kind}, not {kind}: use one of {', '.join(_names(kind))}"
+        )
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

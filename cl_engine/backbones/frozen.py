@@ -3,26 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cl_engine.images import DEFAULT_MAX_PIXELS, open_image, square
+from cl_engine.images import DEFAULT_MAX_PIXELS, IMAGE_FORMATS, open_image, square
 
 Result = TypeVar("Result")
 
 
-class Backbone(Protocol):
-    """What every method needs of a frozen network."""
+# MiniLM's sentence encoders were trained on texts of 128 tokens, about a hundred words.
+DEFAULT_MAX_TOKENS = 128
+# The encoder reads the first hundred words or so; this is a chapter of a book, and takes the tokeniser 30 ms.
+DEFAULT_MAX_TEXT_BYTES = 64 * 2**10
 
-    @property
-    def id(self) -> str:
-        """Model name, input size and weights digest; generations are bound to it."""
-        ...
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """Bounds on a payload, checked before it is decoded.
+
+    Attributes:
+        max_pixels: largest image, width times height.
+        max_text_bytes: longest text.
+    """
+
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_text_bytes: int = DEFAULT_MAX_TEXT_BYTES
+
+
+class Backbone(Protocol):
+    """What every method needs of a frozen network.
+
+    Attributes:
+        id: model name, input size and weights digest; generations are bound to it.
+        device, dtype: where and in which format it computes.
+        content_types: media types of the payloads it can decode.
+        limits: bounds on them; the owner may set others.
+    """
+
+    id: str
+    device: torch.device
+    dtype: torch.dtype
+    content_types: frozenset[str]
+    limits: DecodeLimits
 
     def decode(self, payload: bytes, content_type: str) -> Tensor:
-        """Decode a payload to one input row."""
+        """Decode a payload to one input row.
+
+        Raises:
+            InputError: the payload is not what its content type says, or breaks a limit.
+        """
+        ...
+
+    def blank(self, rows: int) -> Tensor:
+        """Return a batch of inputs that mean nothing, for warming up."""
         ...
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -56,7 +92,8 @@ class FrozenModel:
         self.image_size = image_size
         self.device = device
         self.dtype = dtype
-        self.max_pixels = DEFAULT_MAX_PIXELS
+        self.content_types = frozenset(IMAGE_FORMATS)
+        self.limits = DecodeLimits()
         self._mean = torch.tensor(mean, device=device).mul(255).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).mul(255).view(1, 3, 1, 1)
 
@@ -66,7 +103,11 @@ class FrozenModel:
         Raises:
             InputError: the payload is not what its content type says, or breaks a limit.
         """
-        return square(open_image(payload, content_type, self.max_pixels), self.image_size)
+        return square(open_image(payload, content_type, self.limits.max_pixels), self.image_size)
+
+    def blank(self, rows: int) -> Tensor:
+        """Return black images, uint8 (rows, 3, S, S)."""
+        return torch.zeros(rows, 3, self.image_size, self.image_size, dtype=torch.uint8)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 images (B, 3, S, S) into normalised ones of the backbone's type and device."""

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
+from cl_engine.backbones.blockwise import BlockAdapter
 from cl_engine.backbones.frozen import FrozenModel
-
-# Called with the block's index and the normalised input of its MLP, (B, T, d); what it returns is added
-# to the block's output, in parallel with the MLP (AdaptFormer).
-BlockAdapter = Callable[[int, Tensor], Tensor]
 
 
 class FrozenVisionTransformer(FrozenModel):
-    """A plain timm vision transformer, block by block.
-
-    Splitting it lets a caller compute the frozen prefix once per sample and run only the blocks that
-    have adapters again.
-    """
+    """A plain timm vision transformer as a `BlockwiseBackbone`."""
 
     model: VisionTransformer
 
@@ -36,9 +29,14 @@ class FrozenVisionTransformer(FrozenModel):
         """Length d of a token."""
         return int(self.model.embed_dim)
 
-    def embed(self, images: Tensor) -> Tensor:
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Length of a token after each block."""
+        return (self.width,) * self.depth
+
+    def embed(self, inputs: Tensor) -> Tensor:
         """Turn uint8 images (B, 3, S, S) into the first block's input tokens (B, T, d)."""
-        tokens = self.model.patch_embed(self.normalise(images))
+        tokens = self.model.patch_embed(self.normalise(inputs))
         tokens = self.model.patch_drop(self.model._pos_embed(tokens))
         result: Tensor = self.model.norm_pre(tokens)
         return result

@@ -18,13 +18,17 @@ from cl_engine.errors import EngineError
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 DEFAULT_METHODS = "ridge,slda,ncm,finetune,sgds,joint"
 FIRST_SEED = 1993
+IMAGES, TEXTS = "vit_small_patch14_dinov2.lvd142m", "all-MiniLM-L6-v2"
 
 
 @app.command()
 def bench(
     context: typer.Context,
     data: Annotated[
-        str, typer.Argument(help="Image set of the catalogue (cifar10), or a directory with one per class.")
+        str,
+        typer.Argument(
+            help="Data set of the catalogue (cifar10, clinc150), or a directory with one per class."
+        ),
     ],
     methods: Annotated[
         str, typer.Option(help="Comma-separated; `joint` is the upper bound.")
@@ -35,9 +39,12 @@ def bench(
     per_class: Annotated[int, typer.Option(min=2, help="Most training samples of a class.")] = 100,
     test_per_class: Annotated[int, typer.Option(min=1, help="Most test samples of a class.")] = 100,
     holdout: Annotated[float, typer.Option(help="Share of the training samples held out.")] = 0.2,
-    backbone: Annotated[str, typer.Option(help="timm model.")] = "vit_small_patch14_dinov2.lvd142m",
+    backbone: Annotated[
+        str | None, typer.Option(help=f"timm model or text encoder; {IMAGES} or {TEXTS} if left out.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Its weights, a safetensors file.")] = None,
     image_size: Annotated[int, typer.Option(min=28, help="Side of the input, pixels.")] = 112,
+    max_tokens: Annotated[int, typer.Option(min=3, help="Texts are cut to so many tokens.")] = 128,
     feature_blocks: Annotated[int, typer.Option(min=1, help="Last blocks that all methods read.")] = 4,
     adapter_blocks: Annotated[int, typer.Option(min=1, help="Last blocks that have adapters.")] = 6,
     option: Annotated[
@@ -51,11 +58,12 @@ def bench(
     plots: Annotated[Path | None, typer.Option(help="Directory for the plots.")] = None,
 ) -> None:
     """Compare the methods on your data: accuracy, forgetting, time and size, over one frozen backbone."""
-    from cl_engine.assets import cache_directory
-    from cl_engine.backbones import FrozenVisionTransformer, load_backbone
+    from cl_engine.assets import cache_directory, text_sets
+    from cl_engine.backbones import BlockwiseBackbone, load_backbone
     from cl_engine.bench.compare import Listener, Question, compare
     from cl_engine.bench.data import load_data
     from cl_engine.bench.report import best_on_holdout, record, summarise, table, write_json, write_plots
+    from cl_engine.text_encoder import FrozenTextEncoder
 
     if not 0 < holdout < 1:
         raise ValueError(f"holdout {holdout} must be above 0 and below 1: learners choose by it")
@@ -70,15 +78,25 @@ def bench(
     )
     question.check()
     console = Console()
-    network = load_backbone(backbone, image_size=image_size, weights=weights, device=device)
-    if not isinstance(network, FrozenVisionTransformer):
-        raise ValueError(f"backbone {backbone} is not a plain vision transformer, which the methods read")  # noqa: TRY004
+    network = load_backbone(
+        backbone or (TEXTS if data in text_sets() else IMAGES),
+        image_size=image_size,
+        max_tokens=max_tokens,
+        weights=weights,
+        device=device,
+    )
+    if not isinstance(network, BlockwiseBackbone):
+        raise ValueError(  # noqa: TRY004 - a wrong choice of backbone, not a wrong type in code
+            f"backbone {backbone} cannot be read block by block, as the methods do: take a vision "
+            "transformer or a text encoder"
+        )
     parts = load_data(
         data,
         image_size=image_size,
         per_class=per_class,
         test_per_class=test_per_class,
         holdout_fraction=holdout,
+        encoder=network if isinstance(network, FrozenTextEncoder) else None,
     )
     samples = sum(len(part.labels) for part in (parts.train, parts.holdout, parts.test))
     sessions = 1 + -(-(len(parts.class_names) - (base or increment)) // increment)

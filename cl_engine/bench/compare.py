@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.bench.data import BenchData
 from cl_engine.bench.feature_files import warm
 from cl_engine.bench.joint import JointSettings
-from cl_engine.bench.run import JOINT, MethodRun, method_names, run_method, shared_options
+from cl_engine.bench.run import JOINT, MethodRun, method_names, reads_tokens, run_method, shared_options
 from cl_engine.bench.stream import Stream, split_classes
 from cl_engine.cached_features import CachedExtract
 from cl_engine.learners.registry import check_options
@@ -80,7 +80,7 @@ class Listener:
 def compare(
     question: Question,
     data: BenchData,
-    backbone: FrozenVisionTransformer,
+    backbone: BlockwiseBackbone,
     *,
     feature_directory: Path | None = None,
     listener: Listener | None = None,
@@ -103,7 +103,7 @@ def compare(
         seed: split_classes(len(data.class_names), question.base, question.increment, seed)
         for seed in question.seeds
     }
-    adapters = any("adapter_blocks" in question.options_of(method) for method in question.methods)
+    adapters = any(reads_tokens(method, question.options_of(method)) for method in question.methods)
     first = backbone.depth - question.adapter_blocks
     if not 0 <= first < backbone.depth or not 0 < question.feature_blocks <= backbone.depth:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a comparison runs on: a data set of the catalogue, or a directory of images.
+"""What a comparison runs on: a data set of the catalogue, or a directory of images or texts.
 
 The samples of each class are put in one fixed order by a hash of their ids, whatever the seed, so that
 reruns and other seeds find their features in the cache. A part of the training samples, chosen by another
@@ -9,7 +9,7 @@ matrix alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,11 @@ from cl_engine import assets
 from cl_engine.errors import InputError
 from cl_engine.images import open_image, square
 from cl_engine.samples import SampleSet
+from cl_engine.text_encoder import FrozenTextEncoder
 
-CONTENT_TYPES = {
+Decode = Callable[[bytes, str], Tensor]
+
+IMAGE_TYPES = {
     ".jpg": "image/jpeg",
     ".jpeg": "image/jpeg",
     ".png": "image/png",
@@ -35,7 +38,8 @@ CONTENT_TYPES = {
     ".tif": "image/tiff",
     ".tiff": "image/tiff",
 }
-# Share of a directory's images that become test data where it has no test part of its own.
+TEXT_TYPES = {".txt": "text/plain"}
+# Share of a directory's files that become test data where it has no test part of its own.
 TEST_SHARE = 0.2
 
 
@@ -61,23 +65,46 @@ class ArraySamples:
 
 
 @dataclass(frozen=True)
+class TextSamples:
+    """Texts in memory, tokenised when asked for.
+
+    Attributes:
+        texts: N texts.
+        labels: int64 (N,).
+        ids: one per text.
+        encoder: whose tokeniser it is.
+    """
+
+    texts: Sequence[str]
+    labels: Tensor
+    ids: Sequence[str]
+    encoder: FrozenTextEncoder
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """Tokenise some texts: int64 (n, L)."""
+        return self.encoder.tokenise([self.texts[i] for i in indices])
+
+
+@dataclass(frozen=True)
 class FileSamples:
-    """Image files, decoded when asked for.
+    """Files, decoded when asked for.
 
     Attributes:
         paths: the files.
         labels: int64 (N,).
         ids: one per file.
-        size: side of what `load` returns, pixels.
+        decode: payload and content type to one input row.
+        content_types: by suffix.
     """
 
     paths: Sequence[Path]
     labels: Tensor
     ids: Sequence[str]
-    size: int
+    decode: Decode
+    content_types: Mapping[str, str]
 
     def load(self, indices: Sequence[int]) -> Tensor:
-        """Decode some files: uint8 (n, 3, S, S).
+        """Decode some files to input rows (n, ...).
 
         Raises:
             InputError: naming the file that is not what its suffix says.
@@ -86,7 +113,7 @@ class FileSamples:
 
     def _decoded(self, path: Path) -> Tensor:
         try:
-            return square(open_image(path.read_bytes(), CONTENT_TYPES[path.suffix.lower()]), self.size)
+            return self.decode(path.read_bytes(), self.content_types[path.suffix.lower()])
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -133,17 +160,19 @@ def load_data(
     per_class: int,
     test_per_class: int,
     holdout_fraction: float,
+    encoder: FrozenTextEncoder | None = None,
     on_progress: assets.OnProgress | None = None,
 ) -> BenchData:
     """Load a data set and divide it.
 
     Args:
-        source: name of an image set of the catalogue, or a directory with a directory of images for each
-            class; one with `train` and `test` inside keeps that division.
+        source: name of a data set of the catalogue, or a directory with a directory of images, or of texts
+            (.txt), for each class; one with `train` and `test` inside keeps that division.
         image_size: side of the square input, pixels.
         per_class: most training samples of a class, held-out ones included.
         test_per_class: most test samples of a class.
         holdout_fraction: share of the training samples that is held out, above 0 and below 1.
+        encoder: for texts; None for images.
         on_progress: called while a data set is fetched.
 
     Raises:
@@ -151,13 +180,21 @@ def load_data(
         AssetError: the data set cannot be fetched.
     """
     if Path(source).is_dir():
-        names, train, test = _directory(Path(source), image_size)
+        files = (
+            _Files.of_images(image_size) if encoder is None else _Files(TEXT_TYPES, encoder.decode, "texts")
+        )
+        names, train, test = _directory(Path(source), files)
         name = Path(source).resolve().name
+    elif encoder is not None:
+        texts = assets.load_texts(source, on_progress=on_progress)
+        names, name = texts.class_names, source
+        train = TextSamples(texts.train_texts, *_labelled(source, "train", texts.train_labels), encoder)
+        test = TextSamples(texts.test_texts, *_labelled(source, "test", texts.test_labels), encoder)
     else:
         data = assets.load_images(source, on_progress=on_progress)
         names, name = data.class_names, source
-        train = _array(source, "train", data.train_images, data.train_labels, image_size)
-        test = _array(source, "test", data.test_images, data.test_labels, image_size)
+        train = ArraySamples(data.train_images, *_labelled(source, "train", data.train_labels), image_size)
+        test = ArraySamples(data.test_images, *_labelled(source, "test", data.test_labels), image_size)
     chosen = _first_of_each(train, per_class)
     wanted = Subset(train, chosen)
     held = [chosen[i] for i in _share_of_each(wanted, holdout_fraction, "holdout")]
@@ -168,45 +205,58 @@ def load_data(
         if missing:
             raise ValueError(
                 f"class {names[missing[0]]!r} of {source} has no {what} sample: raise per_class "
-                f"({per_class}) or give it more images"
+                f"({per_class}) or give it more"
             )
     return BenchData(name, names, *parts)
 
 
-def _array(
-    name: str, part: str, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], size: int
-) -> ArraySamples:
-    ids = [f"{name}/{part}/{row}" for row in range(len(labels))]
-    return ArraySamples(images, torch.from_numpy(labels), ids, size)
+def _labelled(name: str, part: str, labels: npt.NDArray[np.int64]) -> tuple[Tensor, list[str]]:
+    return torch.from_numpy(labels), [f"{name}/{part}/{row}" for row in range(len(labels))]
 
 
-def _directory(root: Path, size: int) -> tuple[tuple[str, ...], SampleSet, SampleSet]:
-    divided = (root / "train").is_dir() and (root / "test").is_dir()
-    folders = sorted(p for p in (root / "train" if divided else root).iterdir() if p.is_dir())
-    names = tuple(p.name for p in folders if any(f.suffix.lower() in CONTENT_TYPES for f in p.iterdir()))
-    if len(names) < 2:
-        raise ValueError(
-            f"{root} has {len(names)} directories with images: give each of at least two classes its own"
-        )
-    if divided:
-        return names, _files(root / "train", names, size), _files(root / "test", names, size)
-    every = _files(root, names, size)
-    test = _share_of_each(every, TEST_SHARE, "test")
-    train = sorted(set(range(len(every.ids))) - set(test))
-    return names, Subset(every, train), Subset(every, test)
+@dataclass(frozen=True)
+class _Files:
+    """What a directory holds: content types by suffix, how they are decoded, and a word for them."""
 
+    content_types: Mapping[str, str]
+    decode: Decode
+    kind: str
 
-def _files(root: Path, names: Sequence[str], size: int) -> FileSamples:
-    paths, labels, ids = [], [], []
-    for label, name in enumerate(names):
-        for path in sorted((root / name).glob("*")):
-            if path.suffix.lower() in CONTENT_TYPES:
+    @classmethod
+    def of_images(cls, size: int) -> _Files:
+        return cls(IMAGE_TYPES, lambda payload, kind: square(open_image(payload, kind), size), "images")
+
+    def of_class(self, directory: Path) -> list[Path]:
+        return [path for path in sorted(directory.glob("*")) if path.suffix.lower() in self.content_types]
+
+    def of_classes(self, root: Path, names: Sequence[str]) -> FileSamples:
+        paths, labels, ids = [], [], []
+        for label, name in enumerate(names):
+            for path in self.of_class(root / name):
                 paths.append(path)
                 labels.append(label)
                 # With the content's digest: a file that changes is another sample to the feature cache.
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
                 ids.append(f"{root.name}/{name}/{path.name}/{digest}")
-    return FileSamples(paths, torch.tensor(labels, dtype=torch.int64), ids, size)
+        label_ids = torch.tensor(labels, dtype=torch.int64)
+        return FileSamples(paths, label_ids, ids, self.decode, self.content_types)
+
+
+def _directory(root: Path, files: _Files) -> tuple[tuple[str, ...], SampleSet, SampleSet]:
+    divided = (root / "train").is_dir() and (root / "test").is_dir()
+    folders = sorted(p for p in (root / "train" if divided else root).iterdir() if p.is_dir())
+    names = tuple(p.name for p in folders if files.of_class(p))
+    if len(names) < 2:
+        raise ValueError(
+            f"{root} has {len(names)} directories with {files.kind}: give each of at least two classes its "
+            "own (texts are read with a text encoder as backbone, images with any other)"
+        )
+    if divided:
+        return names, files.of_classes(root / "train", names), files.of_classes(root / "test", names)
+    every = files.of_classes(root, names)
+    test = _share_of_each(every, TEST_SHARE, "test")
+    train = sorted(set(range(len(every.ids))) - set(test))
+    return names, Subset(every, train), Subset(every, test)
 
 
 def _first_of_each(samples: SampleSet, count: int) -> list[int]:

@@ -7,22 +7,20 @@ long forgotten, so it is no method of the daemon.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.features import BaseFeatures, Extract
 from cl_engine.heads import RidgeStatistics, Standardiser
 from cl_engine.heads.ridge import STRENGTHS, fold_of, ridge_scores
-from cl_engine.learners.fine_tuning import FineTuningLearner, FineTuningSettings, shared_adapter
+from cl_engine.learners.fine_tuning import FineTuningLearner, FineTuningSettings
 from cl_engine.samples import SessionData
+from cl_engine.shared_adapters import SharedAdapters, adapted_base
 
 # Decades from 1 to 10^7: the accuracy is flat around its best.
 TRIED = STRENGTHS[4::2]
-BATCH = 64
 
 
 class JointSettings(FineTuningSettings):
@@ -38,27 +36,27 @@ class JointModel:
     Args:
         backbone: the frozen network.
         settings: it was trained with.
-        adapters: `down` and `up`.
+        adapters: what was trained.
         class_ids: in the order of the head's columns.
     """
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: JointSettings,
-        adapters: Mapping[str, Tensor],
+        adapters: SharedAdapters,
         class_ids: tuple[int, ...],
     ) -> None:
         self._backbone, self._settings = backbone, settings
-        self._adapters = {name: tensor.to(backbone.device) for name, tensor in adapters.items()}
+        self._adapters = adapters
         self._class_ids = torch.tensor(class_ids)
         self._standardiser = Standardiser(torch.zeros(1), torch.ones(1))
         self._weights = torch.zeros(0)
 
     def nbytes(self) -> int:
         """Return the bytes of adapters, standardisation and head."""
-        tensors = (*self._adapters.values(), self._standardiser.mean, self._standardiser.scale, self._weights)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        head = (self._standardiser.mean, self._standardiser.scale, self._weights)
+        return sum(t.numel() * t.element_size() for t in (*self._adapters.tensors().values(), *head))
 
     def predict(self, base: BaseFeatures) -> Tensor:
         """Return class ids, int64 (B,)."""
@@ -82,25 +80,13 @@ class JointModel:
             if right > best:
                 best, self._weights = right, weights
 
-    @torch.no_grad()
     def _features(self, base: BaseFeatures) -> Tensor:
         """Return the multi-layer features (N, D) under the adapters."""
-        assert base.tokens is not None
-        backbone, settings = self._backbone, self._settings
-        first = backbone.depth - settings.adapter_blocks
-        wanted = backbone.depth - settings.feature_blocks
-        adapter = shared_adapter(backbone, first, self._adapters)
-        # Blocks in front of the first adapter come out as the frozen network has them.
-        frozen = base.features[:, : 2 * backbone.width * max(first - wanted, 0)]
-        parts = []
-        for tokens in torch.split(base.tokens, BATCH):
-            outputs = enumerate(backbone.advance(tokens, first, backbone.depth, adapter), start=first)
-            parts.append(torch.cat([backbone.layer_features(t) for i, t in outputs if i >= wanted], dim=1))
-        return torch.cat([frozen, torch.cat(parts)], dim=1)
+        return adapted_base(self._backbone, base, self._settings.feature_blocks, self._adapters).features
 
 
 def train_jointly(
-    backbone: FrozenVisionTransformer, data: SessionData, settings: JointSettings, extract: Extract
+    backbone: BlockwiseBackbone, data: SessionData, settings: JointSettings, extract: Extract
 ) -> JointModel:
     """Train on everything at once.
 
@@ -116,7 +102,7 @@ def train_jointly(
     """
     only_training = FineTuningSettings(**settings.model_dump(exclude={"feature_blocks"}))
     trained = FineTuningLearner(backbone, only_training, extract).learn(data, None)
-    adapters = {name: trained.tensors[name] for name in ("down", "up")}
+    adapters = SharedAdapters(*(trained.tensors[name].to(backbone.device) for name in ("down", "up")))
     model = JointModel(backbone, settings, adapters, trained.class_ids)
     first = backbone.depth - settings.adapter_blocks
     train, held = (

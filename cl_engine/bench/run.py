@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from cl_engine import evaluation
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.bench.joint import JointModel, JointSettings, train_jointly
 from cl_engine.bench.memory import PeakMemory
 from cl_engine.bench.stream import Stream
 from cl_engine.features import BaseFeatures, Extract
 from cl_engine.generation import Generation
 from cl_engine.learners import create, default_options, methods
-from cl_engine.learners.base import Prediction
+from cl_engine.learners.analytic import AnalyticSettings
+from cl_engine.learners.base import Learner, Prediction
+from cl_engine.learners.registry import check_options
 from cl_engine.masks.overlap import jaccard_matrix
 from cl_engine.samples import SampleSet
 
@@ -96,13 +98,13 @@ class _Learned:
     """A learner of the registry."""
 
     def __init__(
-        self, method: str, backbone: FrozenVisionTransformer, options: Mapping[str, Any], extract: Extract
+        self, method: str, backbone: BlockwiseBackbone, options: Mapping[str, Any], learner: Learner
     ) -> None:
         effective = default_options(method) | dict(options)
         self.feature_blocks = int(effective.get("feature_blocks", 1))
-        adapters = effective.get("adapter_blocks")
+        adapters = effective["adapter_blocks"] if reads_tokens(method, options) else None
         self.continue_from = None if adapters is None else backbone.depth - int(adapters)
-        self._learner = create(method, backbone, options, extract)
+        self._learner = learner
         self._answers: _Answers | None = None
         self.generation: Generation | None = None
 
@@ -127,9 +129,7 @@ class _Learned:
 class _Joint:
     """Joint training anew on everything after each session."""
 
-    def __init__(
-        self, backbone: FrozenVisionTransformer, options: Mapping[str, Any], extract: Extract
-    ) -> None:
+    def __init__(self, backbone: BlockwiseBackbone, options: Mapping[str, Any], extract: Extract) -> None:
         self._settings = JointSettings(**options)
         self._backbone, self._extract = backbone, extract
         self.feature_blocks = self._settings.feature_blocks
@@ -156,6 +156,16 @@ def method_names() -> tuple[str, ...]:
     return (*methods(), JOINT)
 
 
+def reads_tokens(method: str, options: Mapping[str, Any]) -> bool:
+    """Say whether a method needs the tokens that enter the first adapted block."""
+    if method == JOINT:
+        return True
+    settings = check_options(method, options)
+    if isinstance(settings, AnalyticSettings):
+        return settings.adapt_first_session
+    return "adapter_blocks" in type(settings).model_fields
+
+
 def shared_options(method: str, feature_blocks: int, adapter_blocks: int) -> dict[str, int]:
     """Return the settings that give a method the same features and adapter places as all others.
 
@@ -169,11 +179,12 @@ def shared_options(method: str, feature_blocks: int, adapter_blocks: int) -> dic
 
 def run_method(
     method: str,
-    backbone: FrozenVisionTransformer,
+    backbone: BlockwiseBackbone,
     stream: Stream,
     options: Mapping[str, Any],
     extract: Extract,
     on_session: Callable[[int], None] | None = None,
+    learner: Learner | None = None,
 ) -> MethodRun:
     """Run a method over all sessions of a stream.
 
@@ -184,6 +195,7 @@ def run_method(
         options: the method's settings.
         extract: where base features come from; a cache that is filled, so that the times leave them out.
         on_session: called with the session's index after it is learnt and measured.
+        learner: runs the sessions in place of the registry's; the options must be its own.
 
     Raises:
         ValueError: unknown method or option.
@@ -193,7 +205,12 @@ def run_method(
     if method == JOINT:
         contender = _Joint(backbone, options, extract)
     else:
-        contender = _Learned(method, backbone, options, extract)
+        contender = _Learned(
+            method,
+            backbone,
+            options,
+            create(method, backbone, options, extract) if learner is None else learner,
+        )
     matrix: list[list[float | None]] = []
     seconds: list[float] = []
     peak = 0
@@ -231,7 +248,7 @@ def run_method(
 
 
 def _predicted(
-    contender: _Contender, backbone: FrozenVisionTransformer, samples: SampleSet, extract: Extract
+    contender: _Contender, backbone: BlockwiseBackbone, samples: SampleSet, extract: Extract
 ) -> Tensor:
     """Return the class ids that a contender answers with, int64 (N,)."""
     parts = []

@@ -7,17 +7,18 @@ of all samples at once, in any order, and a class can be taken out of them again
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from cl_engine import calibration
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser
@@ -25,22 +26,28 @@ from cl_engine.heads.prototypes import cosine_scores
 from cl_engine.heads.ridge import START_STRENGTH, fold_of, ridge_scores
 from cl_engine.heads.statistics import Statistics, read_statistics
 from cl_engine.learners.base import Prediction, Progress, ProgressListener
+from cl_engine.learners.certificate import certify_removal, certify_sums
 from cl_engine.learners.forgetting import check_known, taken_out, without_class
 from cl_engine.learners.table import check_origin, check_unchanged, class_table
 from cl_engine.samples import SampleSet, SessionData
+from cl_engine.shared_adapters import (
+    FirstSessionSettings,
+    SharedAdapters,
+    adapted_base,
+    train_shared_adapters,
+)
 
 # Share of a session's time, for the progress bar: the frozen pass takes nearly all of it.
 FEATURES_SHARE = 0.8
-PROMISE = "the statistics are exact sums over samples; those of the other classes are untouched"
 
 
-class AnalyticSettings(BaseModel):
+class AnalyticSettings(FirstSessionSettings):
     """Settings that all analytic learners have."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     feature_blocks: int = Field(default=4, ge=1)
     """CLS token and patch mean of this many of the last blocks are the features."""
+    standardise: Literal["none", "first_session"] = "first_session"
+    """Scale each feature by the first session's statistics, or leave the layer-normed ones as they are."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Head:
         prototypes: float32 (C, D), unit-length means of the standardised features.
         sharpness: factor that turns scores into calibrated log-probabilities.
         distances: float32 (K,), sorted holdout distances to the nearest prototype.
+        adapters: of the first session, frozen since; None where it adapted nothing.
     """
 
     standardiser: Standardiser
@@ -60,6 +68,7 @@ class Head:
     prototypes: Tensor
     sharpness: float
     distances: Tensor
+    adapters: SharedAdapters | None
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Head:
@@ -70,11 +79,12 @@ class Head:
             tensors["prototypes"].to(device),
             float(tensors["sharpness"]),
             tensors["distances"].to(device),
+            SharedAdapters.read(tensors, device),
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
-        return {
+        return ({} if self.adapters is None else self.adapters.tensors()) | {
             "mean": self.standardiser.mean.cpu(),
             "scale": self.standardiser.scale.cpu(),
             # In one memory layout, so that the products are, bit for bit, those of the file read again.
@@ -96,10 +106,15 @@ class AnalyticLearner(ABC):
 
     method: ClassVar[str]
     # Settings that all sessions of a stream answer with.
-    fixed: ClassVar[tuple[str, ...]] = ("feature_blocks",)
+    fixed: ClassVar[tuple[str, ...]] = (
+        "feature_blocks",
+        "standardise",
+        "adapt_first_session",
+        "adapter_blocks",
+    )
 
     def __init__(
-        self, backbone: FrozenVisionTransformer, settings: AnalyticSettings, extract: Extract = extract
+        self, backbone: BlockwiseBackbone, settings: AnalyticSettings, extract: Extract = extract
     ) -> None:
         self.backbone, self.settings, self._extract = backbone, settings, extract
 
@@ -153,20 +168,26 @@ class AnalyticLearner(ABC):
         column_of = {entry.id: column for column, entry in enumerate(table)}
         columns = torch.tensor([column_of[int(c)] for c in data.train.labels], dtype=torch.int64)
         total = max(1, len(columns))
-        features = self._extract(
+        base = self._extract(
             self.backbone,
             data.train,
             self.settings.feature_blocks,
+            self.continue_from,
             on_batch=lambda n: report(Progress("features", FEATURES_SHARE * n / total, {"samples": n})),
-        ).features
-        head, statistics = self._start(previous, features)
+        )
+        if previous is None:
+            adapters = self._adapters(base, columns, data.seed)
+        else:
+            adapters = SharedAdapters.read(previous.tensors, self.backbone.device)
+        features = adapted_base(self.backbone, base, self.settings.feature_blocks, adapters).features
+        head, statistics = self._start(previous, features, adapters)
         standard = head.standardiser(features)
         ridge = statistics.ridge.updated(self.lift(standard), columns, fold_of(data.train.ids), len(table))
         prototypes = statistics.prototypes.updated(standard, columns, len(table))
         head, statistics = self._solved(head, ridge, prototypes, statistics.strength)
         head = self._calibrated(head, data, column_of)
         report(Progress("head", 1.0))
-        return Generation(
+        made = Generation(
             method=self.method,
             backbone=self.backbone.id,
             session=data.session,
@@ -175,8 +196,10 @@ class AnalyticLearner(ABC):
             tensors=head.tensors() | self.extra_tensors(features.shape[1]),
             learner_state=statistics.tensors(),
             evaluation={"strength": statistics.strength},
-            certificate={"promise": PROMISE, "holds": True},
             parent=None if previous is None else previous.digest,
+        )
+        return replace(
+            made, certificate=certify_sums(previous, made, Counter(int(c) for c in data.train.labels))
         )
 
     @torch.no_grad()
@@ -193,33 +216,59 @@ class AnalyticLearner(ABC):
         column = check_known(generation, class_id, samples)
         before = read_statistics(generation, self.backbone.device)
         head = Head.read(generation.tensors, self.backbone.device)
-        features = self._extract(self.backbone, samples, self.settings.feature_blocks).features
+        features = self._features(samples, head.adapters)
         lifted = self.lift(head.standardiser(features))
         ridge, residual = taken_out(before.ridge, lifted, samples.ids, column, class_id)
         prototypes = before.prototypes.without(column)
         head, statistics = self._solved(head, ridge, prototypes, before.strength)
-        certificate = {"promise": PROMISE, "holds": True, "forgotten": class_id, "residual": residual}
-        return without_class(
+        made = without_class(
             generation,
             class_id,
             tensors=head.tensors() | self.extra_tensors(features.shape[1]),
             learner_state=statistics.tensors(),
-            certificate=certificate,
+            certificate={"forgotten": class_id, "residual": residual},
         )
+        return replace(made, certificate={**certify_removal(generation, made), **made.certificate})
 
-    def _start(self, previous: Generation | None, features: Tensor) -> tuple[Head, Statistics]:
+    @property
+    def continue_from(self) -> int | None:
+        """The block whose input tokens are needed: the first adapted one, None without adapters."""
+        settings = self.settings
+        return self.backbone.depth - settings.adapter_blocks if settings.adapt_first_session else None
+
+    def _features(
+        self, samples: SampleSet, adapters: SharedAdapters | None, indices: list[int] | None = None
+    ) -> Tensor:
+        """Return features (N, D) under the first session's adapters."""
+        blocks = self.settings.feature_blocks
+        base = self._extract(self.backbone, samples, blocks, self.continue_from, indices=indices)
+        return adapted_base(self.backbone, base, blocks, adapters).features
+
+    def _adapters(self, base: BaseFeatures, columns: Tensor, seed: int) -> SharedAdapters | None:
+        """Train the first session's adapters; a single class gives them nothing to tell apart."""
+        if base.tokens is None or int(columns.max()) == 0:
+            return None
+        return train_shared_adapters(self.backbone, base.tokens, columns, self.settings, seed=seed)
+
+    def _start(
+        self, previous: Generation | None, features: Tensor, adapters: SharedAdapters | None
+    ) -> tuple[Head, Statistics]:
         device, dimensions = self.backbone.device, features.shape[1]
         if previous is not None:
             return Head.read(previous.tensors, device), read_statistics(previous, device)
         size = self.lifted(dimensions)
         empty = RidgeStatistics.empty(size)
         ridge = replace(empty, gram=empty.gram.to(device), cross=empty.cross.to(device))
+        standardiser = Standardiser.neutral(dimensions, device)
+        if self.settings.standardise == "first_session":
+            standardiser = Standardiser.fit(features)
         head = Head(
-            Standardiser.fit(features),
+            standardiser,
             torch.zeros(size + 1, 0, device=device),
             torch.zeros(0, dimensions, device=device),
             calibration.DEFAULT_SHARPNESS,
             torch.zeros(0),
+            adapters,
         )
         return head, Statistics(ridge, PrototypeStatistics.empty(dimensions), START_STRENGTH)
 
@@ -238,9 +287,7 @@ class AnalyticLearner(ABC):
         new = [i for i, label in enumerate(data.holdout.labels.tolist()) if label in data.new_classes]
         if not new:
             return head
-        features = self._extract(
-            self.backbone, data.holdout, self.settings.feature_blocks, indices=new
-        ).features
+        features = self._features(data.holdout, head.adapters, new)
         standard = head.standardiser(features)
         truth = torch.tensor([column_of[int(data.holdout.labels[i])] for i in new])
         scores = ridge_scores(self.lift(standard), head.weights)
@@ -266,7 +313,7 @@ class AnalyticServable:
     def __init__(self, learner: AnalyticLearner, generation: Generation) -> None:
         check_origin(generation, learner.method, learner.backbone.id)
         self._backbone, self._lift = learner.backbone, learner.lift
-        self._blocks = int(generation.settings["feature_blocks"])
+        self._blocks, self._continue_from = learner.settings.feature_blocks, learner.continue_from
         self.digest = generation.digest
         self.class_ids = generation.class_ids
         self.labels: Mapping[int, str] = {entry.id: entry.label for entry in generation.classes}
@@ -274,7 +321,7 @@ class AnalyticServable:
         self._nbytes = sum(t.numel() * t.element_size() for t in generation.tensors.values())
 
     def decode(self, payload: bytes, content_type: str) -> Tensor:
-        """Decode one image payload to uint8 (3, S, S); raises `InputError`."""
+        """Decode one payload to one input row; raises `InputError`."""
         return self._backbone.decode(payload, content_type)
 
     def nbytes(self) -> int:
@@ -283,12 +330,17 @@ class AnalyticServable:
 
     @torch.inference_mode()
     def predict(self, inputs: Tensor) -> Prediction:
-        """Classify uint8 images (B, 3, S, S)."""
-        return self.predict_from(base_pass(self._backbone, inputs, self._blocks, None))
+        """Classify a batch of inputs (B, ...); see `Servable.predict`."""
+        adapters = self._head.adapters
+        adapter = None if adapters is None else adapters.adapter(self._backbone)
+        return self._answer(base_pass(self._backbone, inputs, self._blocks, self._continue_from, adapter))
 
     @torch.inference_mode()
     def predict_from(self, base: BaseFeatures) -> Prediction:
-        """Classify from base features that hold at least this generation's blocks, the last ones last."""
+        """Classify from the frozen pass alone, of at least this generation's blocks, the last ones last."""
+        return self._answer(adapted_base(self._backbone, base, self._blocks, self._head.adapters))
+
+    def _answer(self, base: BaseFeatures) -> Prediction:
         head = self._head
         standard = head.standardiser(base.features[:, -len(head.standardiser.mean) :])
         scores = ridge_scores(self._lift(standard), head.weights)

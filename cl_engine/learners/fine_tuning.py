@@ -15,15 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cl_engine.backbones import FrozenVisionTransformer
-from cl_engine.backbones.vit import BlockAdapter
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.errors import Diverged
 from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
 from cl_engine.learners.base import Prediction, Progress, ProgressListener
 from cl_engine.learners.table import check_origin, check_unchanged, class_table
 from cl_engine.samples import SessionData
-from cl_engine.sgds.adapter import adapt
+from cl_engine.shared_adapters import SharedAdapters
 
 METHOD = "finetune"
 
@@ -52,7 +51,7 @@ class FineTuningLearner:
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: FineTuningSettings | None = None,
         extract: Extract = extract,
     ) -> None:
@@ -145,32 +144,9 @@ class FineTuningLearner:
         return {name: tensor.to(self.backbone.device) for name, tensor in start.items()}
 
 
-def shared_adapter(
-    backbone: FrozenVisionTransformer, first: int, weights: Mapping[str, Tensor]
-) -> BlockAdapter:
-    """Return the adapters that all samples pass alike, from the block `first` on.
-
-    Args:
-        backbone: the frozen network.
-        first: the first adapted block.
-        weights: `down` (L, r, d) and `up` (L, d, r).
-    """
-    down, up = weights["down"].to(backbone.dtype), weights["up"].to(backbone.dtype)
-    everything = torch.ones(1, backbone.width, dtype=torch.bool, device=backbone.device)
-
-    def adapter(index: int, inputs: Tensor) -> Tensor:
-        size = (len(inputs), -1, -1)
-        layer = index - first
-        return adapt(inputs, everything, down[layer].expand(size), up[layer].expand(size), 1.0)
-
-    return adapter
-
-
-def logits(
-    backbone: FrozenVisionTransformer, tokens: Tensor, first: int, weights: Mapping[str, Tensor]
-) -> Tensor:
+def logits(backbone: BlockwiseBackbone, tokens: Tensor, first: int, weights: Mapping[str, Tensor]) -> Tensor:
     """Return logits (B, C) from the tokens (B, T, d) that enter the first adapted block."""
-    adapter = shared_adapter(backbone, first, weights)
+    adapter = SharedAdapters(weights["down"], weights["up"]).adapter(backbone)
     features = backbone.layer_features(backbone.last(tokens, first, adapter))
     return features @ weights["head"].T + weights["bias"]
 
@@ -178,7 +154,7 @@ def logits(
 class FineTuningServable:
     """A fine-tuned generation made ready to answer."""
 
-    def __init__(self, backbone: FrozenVisionTransformer, generation: Generation) -> None:
+    def __init__(self, backbone: BlockwiseBackbone, generation: Generation) -> None:
         check_origin(generation, METHOD, backbone.id)
         self._backbone = backbone
         self.digest = generation.digest
@@ -189,7 +165,7 @@ class FineTuningServable:
         self._weights = {name: tensor.to(backbone.device) for name, tensor in generation.tensors.items()}
 
     def decode(self, payload: bytes, content_type: str) -> Tensor:
-        """Decode one image payload to uint8 (3, S, S); raises `InputError`."""
+        """Decode one payload to one input row; raises `InputError`."""
         return self._backbone.decode(payload, content_type)
 
     def nbytes(self) -> int:
@@ -198,7 +174,7 @@ class FineTuningServable:
 
     @torch.inference_mode()
     def predict(self, inputs: Tensor) -> Prediction:
-        """Classify uint8 images (B, 3, S, S)."""
+        """Classify a batch of inputs (B, ...); see `Servable.predict`."""
         return self.predict_from(base_pass(self._backbone, inputs, 1, self._first))
 
     @torch.inference_mode()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,18 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from cl_engine import calibration
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
+from cl_engine.backbones.blockwise import feature_width
 from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics
 from cl_engine.heads.prototypes import cosine_scores
 from cl_engine.learners.base import Prediction, Progress, ProgressListener
+from cl_engine.learners.certificate import certify_removal, certify_sums
 from cl_engine.learners.forgetting import check_known, without_class
 from cl_engine.learners.table import check_origin, check_unchanged, class_table
 from cl_engine.samples import SampleSet, SessionData
 
 METHOD = "ncm"
-PROMISE = "class means are exact sums; a class's prototype depends on its own samples alone"
 
 
 class NearestMeanSettings(BaseModel):
@@ -40,7 +43,7 @@ class NearestMeanLearner:
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: NearestMeanSettings | None = None,
         extract: Extract = extract,
     ) -> None:
@@ -90,7 +93,7 @@ class NearestMeanLearner:
             sharpness = previous.tensors["sharpness"]
         nearest = scores.max(dim=1).values if len(new) else torch.zeros(0)
         report(Progress("head", 1.0))
-        return Generation(
+        made = Generation(
             method=METHOD,
             backbone=self.backbone.id,
             session=data.session,
@@ -102,11 +105,10 @@ class NearestMeanLearner:
                 "distances": calibration.merge_distances(known, 1 - nearest),
             },
             learner_state={"total": state.total, "count": state.count},
-            certificate={
-                "promise": PROMISE,
-                "holds": True,
-            },
             parent=None if previous is None else previous.digest,
+        )
+        return replace(
+            made, certificate=certify_sums(previous, made, Counter(int(c) for c in data.train.labels))
         )
 
     def forget(self, generation: Generation, class_id: int, samples: SampleSet) -> Generation:
@@ -120,19 +122,20 @@ class NearestMeanLearner:
         column = check_known(generation, class_id, samples)
         stored = generation.learner_state
         state = PrototypeStatistics(stored["total"], stored["count"]).without(column)
-        return without_class(
+        made = without_class(
             generation,
             class_id,
             tensors={**generation.tensors, "prototypes": state.prototypes()},
             learner_state={"total": state.total, "count": state.count},
-            certificate={"promise": PROMISE, "holds": True, "forgotten": class_id},
+            certificate={"forgotten": class_id},
         )
+        return replace(made, certificate={**certify_removal(generation, made), **made.certificate})
 
 
 class NearestMeanServable:
     """A nearest-class-mean generation made ready to answer."""
 
-    def __init__(self, backbone: FrozenVisionTransformer, generation: Generation) -> None:
+    def __init__(self, backbone: BlockwiseBackbone, generation: Generation) -> None:
         check_origin(generation, METHOD, backbone.id)
         self._backbone = backbone
         self.digest = generation.digest
@@ -144,7 +147,7 @@ class NearestMeanServable:
         self._distances = generation.tensors["distances"].to(backbone.device)
 
     def decode(self, payload: bytes, content_type: str) -> Tensor:
-        """Decode one image payload to uint8 (3, S, S); raises `InputError`."""
+        """Decode one payload to one input row; raises `InputError`."""
         return self._backbone.decode(payload, content_type)
 
     def nbytes(self) -> int:
@@ -153,13 +156,13 @@ class NearestMeanServable:
 
     @torch.inference_mode()
     def predict(self, inputs: Tensor) -> Prediction:
-        """Classify uint8 images (B, 3, S, S)."""
+        """Classify a batch of inputs (B, ...); see `Servable.predict`."""
         return self.predict_from(base_pass(self._backbone, inputs, self._settings.feature_blocks, None))
 
     @torch.inference_mode()
     def predict_from(self, base: BaseFeatures) -> Prediction:
         """Classify from base features that hold at least this generation's blocks, the last ones last."""
-        width = 2 * self._backbone.width * self._settings.feature_blocks
+        width = feature_width(self._backbone, self._settings.feature_blocks)
         scores = cosine_scores(base.features[:, -width:], self._prototypes)
         best = scores.max(dim=1)
         return Prediction(

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.errors import UnsupportedGeneration
 from cl_engine.features import Extract, extract
 from cl_engine.generation import Generation
@@ -38,12 +38,12 @@ class RanPACLearner(AnalyticLearner):
     """Learner of the method `ranpac`; the strength is cross-validated over every sample ever seen."""
 
     method = "ranpac"
-    fixed = ("feature_blocks", "projection", "projection_seed")
+    fixed = (*AnalyticLearner.fixed, "projection", "projection_seed")
     settings: RanPACSettings
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: RanPACSettings | None = None,
         extract: Extract = extract,
     ) -> None:

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
 
-from cl_engine.backbones import FrozenModel, FrozenVisionTransformer
+from cl_engine.backbones import Backbone, BlockwiseBackbone
+from cl_engine.backbones.blockwise import adaptable_blocks
 from cl_engine.errors import UnsupportedGeneration
 from cl_engine.features import Extract
 from cl_engine.features import extract as extract_features
 from cl_engine.generation import Generation
+from cl_engine.learners.analytic import AnalyticSettings
 from cl_engine.learners.base import Learner, Servable
 from cl_engine.learners.fine_tuning import FineTuningLearner, FineTuningSettings
 from cl_engine.learners.forgetting import Forgets
@@ -27,9 +29,7 @@ from cl_engine.supermask.learner_settings import ExSSNeTSettings, SupSupSettings
 
 
 class _Factory(Protocol):
-    def __call__(
-        self, backbone: FrozenVisionTransformer, settings: Any, extract: Extract = ...
-    ) -> Learner: ...
+    def __call__(self, backbone: BlockwiseBackbone, settings: Any, extract: Extract = ...) -> Learner: ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ _METHODS: Mapping[str, _Method] = {
 def methods() -> tuple[str, ...]:
     """Name the methods."""
     return tuple(_METHODS)
+
+
+def forgetting_methods() -> tuple[str, ...]:
+    """Name the methods that can take a class out of a generation."""
+    return tuple(name for name, method in _METHODS.items() if hasattr(method.factory, "forget"))
 
 
 def default_options(method: str) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def check_options(method: str, options: Mapping[str, Any]) -> BaseModel:
 
 def create(
     method: str,
-    backbone: FrozenModel,
+    backbone: Backbone,
     options: Mapping[str, Any] | None = None,
     extract: Extract = extract_features,
 ) -> Learner:
@@ -92,18 +97,19 @@ def create(
         extract: where base features come from.
 
     Raises:
-        ValueError: unknown method or option, or a backbone that is not a plain vision transformer.
+        ValueError: unknown method or option, or a backbone that cannot be read block by block.
     """
     settings = check_options(method, options or {})
-    if not isinstance(backbone, FrozenVisionTransformer):
+    if not isinstance(backbone, BlockwiseBackbone):
         raise ValueError(  # noqa: TRY004 - a wrong choice of backbone, not a wrong type in code
-            f"method {method!r} reads a vision transformer block by block; backbone {backbone.id} is none: "
-            "choose a timm model of class VisionTransformer"
+            f"method {method!r} reads a transformer block by block; backbone {backbone.id} is none: choose a "
+            "timm model of class VisionTransformer or TinyVit, or a text encoder of the asset catalogue"
         )
+    _check_blocks(settings, backbone)
     return _method(method).factory(backbone, settings, extract)
 
 
-def servable(backbone: FrozenModel, generation: Generation) -> Servable:
+def servable(backbone: Backbone, generation: Generation) -> Servable:
     """Make any generation ready to answer, whichever method made it.
 
     Raises:
@@ -126,7 +132,7 @@ def servable(backbone: FrozenModel, generation: Generation) -> Servable:
 
 
 def forget(
-    backbone: FrozenModel,
+    backbone: Backbone,
     generation: Generation,
     class_id: int,
     samples: SampleSet,
@@ -149,12 +155,34 @@ def forget(
     """
     learner = create(generation.method, backbone, generation.settings, extract)
     if not isinstance(learner, Forgets):
-        able = [name for name, method in _METHODS.items() if hasattr(method.factory, "forget")]
         raise ValueError(  # noqa: TRY004 - a wrong choice of method, not a wrong type in code
-            f"method {generation.method!r} cannot take a class out of what it has trained; "
-            f"{', '.join(able)} can"
+            f"method {generation.method!r} cannot take a class out of what it has trained: retrain without "
+            f"class {class_id}, or learn with one of {', '.join(forgetting_methods())}"
         )
     return learner.forget(generation, class_id, samples)
+
+
+def _check_blocks(settings: BaseModel, backbone: BlockwiseBackbone) -> None:
+    """Check that features and adapters find their blocks.
+
+    Raises:
+        ValueError: the backbone has fewer blocks, or fewer that can have adapters.
+    """
+    for name, most, what in (
+        ("feature_blocks", backbone.depth, "blocks"),
+        ("adapter_blocks", adaptable_blocks(backbone), "last blocks of one width, where adapters fit"),
+    ):
+        wanted = getattr(settings, name, 0)
+        if (
+            name == "adapter_blocks"
+            and isinstance(settings, AnalyticSettings)
+            and not settings.adapt_first_session
+        ):
+            continue
+        if wanted > most:
+            raise ValueError(
+                f"{name} is {wanted}, backbone {backbone.id} has {most} {what}: set {name} to {most}"
+            )
 
 
 def _method(name: str) -> _Method:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.features import Extract, extract
 from cl_engine.heads import RidgeStatistics
 from cl_engine.learners.analytic import AnalyticLearner, AnalyticSettings
@@ -12,6 +14,9 @@ from cl_engine.learners.analytic import AnalyticLearner, AnalyticSettings
 
 class RidgeSettings(AnalyticSettings):
     """Settings of the ridge baseline."""
+
+    standardise: Literal["none", "first_session"] = "none"
+    """As SGDS's base head, and for the same reason: see `SGDSSettings.standardise`."""
 
 
 class RidgeLearner(AnalyticLearner):
@@ -21,7 +26,7 @@ class RidgeLearner(AnalyticLearner):
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: RidgeSettings | None = None,
         extract: Extract = extract,
     ) -> None:

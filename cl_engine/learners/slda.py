@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.features import Extract, extract
 from cl_engine.heads import RidgeStatistics
 from cl_engine.heads.lda import lda_weights
@@ -27,7 +27,7 @@ class SLDALearner(AnalyticLearner):
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: SLDASettings | None = None,
         extract: Extract = extract,
     ) -> None:

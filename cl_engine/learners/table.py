@@ -31,7 +31,9 @@ def check_unchanged(previous: Generation, settings: BaseModel, names: Sequence[s
         ValueError: naming the first that differs.
     """
     for name in names:
-        was, now = previous.settings[name], getattr(settings, name)
+        # A setting that came after the generation was made did then what its default does.
+        was = previous.settings.get(name, type(settings).model_fields[name].default)
+        now = getattr(settings, name)
         if was != now:
             raise ValueError(
                 f"{name} is {now!r}, generation {previous.digest} was made with {was!r}, and its classes "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,9 +42,21 @@ def keep_largest(values: Tensor, count: int) -> Tensor:
         return torch.zeros_like(values, dtype=torch.bool)
     flat = values.detach().reshape(-1)
     # Selection instead of a sort: linear time, and this runs in every training step.
-    threshold = flat.kthvalue(total - count + 1).values
+    threshold = _smallest_kept(flat, total - count)
+    if flat.device.type == "cpu":
+        kept = flat >= threshold
+        if int(kept.sum()) == count:
+            return kept.reshape(values.shape)
     above = flat > threshold
     ties = flat == threshold
     wanted = count - above.sum()
     from_the_end = ties.flip(0).cumsum(0).flip(0)
     return (above | (ties & (from_the_end <= wanted))).reshape(values.shape)
+
+
+def _smallest_kept(flat: Tensor, dropped: int) -> Tensor:
+    """Return the value of rank `dropped`, from 0, of values (N,)."""
+    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64):
+        # NumPy's vectorised selection takes a half to a third of torch's time on a CPU.
+        return torch.as_tensor(np.partition(flat.numpy(), dropped)[dropped])
+    return flat.kthvalue(dropped + 1).values

@@ -10,11 +10,12 @@ requests for different sessions share one forward pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from cl_engine.backbones.blockwise import BlockAdapter
 from cl_engine.sgds.exploration import top_k_mask, z_scores
 
 
@@ -54,6 +55,16 @@ class Subspaces:
             torch.cat([self.up, up[None]]),
             torch.cat([self.borrowed, torch.tensor([-1 if borrowed is None else borrowed])]),
             torch.cat([self.input_masks, input_mask[None]]),
+        )
+
+    def last(self) -> tuple[Tensor, Tensor]:
+        """Return the last session's own units, (L, r, d) and (L, d, r)."""
+        return self.down[-1], self.up[-1]
+
+    def overwritten(self, down: Tensor, up: Tensor) -> Subspaces:
+        """Give every session the same units, for the ablation in which units are shared."""
+        return replace(
+            self, down=down.expand_as(self.down).contiguous(), up=up.expand_as(self.up).contiguous()
         )
 
     def unit_masks(self) -> Tensor:
@@ -98,6 +109,7 @@ class RoutedAdapter:
         masks: bool (B, L, d), input mask of each row; None: top-K of each input's own z-scores.
         scale: factor on the output.
         keep, mean, scale_of_activations: for the top-K: K, and (L, d) statistics of the z-scores.
+        shared: the first session's adapters, added for every row; None for none.
     """
 
     def __init__(
@@ -111,6 +123,7 @@ class RoutedAdapter:
         keep: int,
         mean: Tensor,
         scale_of_activations: Tensor,
+        shared: BlockAdapter | None = None,
     ) -> None:
         self.first_block = first_block
         self.down, self.up = down[rows], up[rows]
@@ -118,6 +131,7 @@ class RoutedAdapter:
         self.scale = scale
         self.keep = keep
         self.mean, self.spread = mean, scale_of_activations
+        self.shared = shared
 
     def __call__(self, index: int, inputs: Tensor) -> Tensor:
         """Return what is added to block `index`, (B, T, d)."""
@@ -126,4 +140,5 @@ class RoutedAdapter:
             mask = top_k_mask(z_scores(inputs, self.mean[layer], self.spread[layer]), self.keep)
         else:
             mask = self.masks[:, layer]
-        return adapt(inputs, mask, self.down[:, layer], self.up[:, layer], self.scale)
+        own = adapt(inputs, mask, self.down[:, layer], self.up[:, layer], self.scale)
+        return own if self.shared is None else own + self.shared(index, inputs)

@@ -10,17 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.features import BaseFeatures, base_pass
 from cl_engine.heads.prototypes import cosine_scores
 from cl_engine.heads.ridge import ridge_scores
 from cl_engine.sgds.adapter import RoutedAdapter
 from cl_engine.sgds.content import Content
 from cl_engine.sgds.settings import SGDSSettings
+from cl_engine.shared_adapters import adapted_base
 
 
 def adapted_features(
-    backbone: FrozenVisionTransformer, tokens: Tensor, settings: SGDSSettings, adapter: RoutedAdapter
+    backbone: BlockwiseBackbone, tokens: Tensor, settings: SGDSSettings, adapter: RoutedAdapter
 ) -> Tensor:
     """Run the adapted blocks from the prefix tokens (B, T, d); return features, float32 (B, D2)."""
     first = first_adapted_block(backbone, settings)
@@ -34,7 +35,7 @@ def adapted_features(
     return torch.cat(summaries, dim=1)
 
 
-def first_adapted_block(backbone: FrozenVisionTransformer, settings: SGDSSettings) -> int:
+def first_adapted_block(backbone: BlockwiseBackbone, settings: SGDSSettings) -> int:
     """Return the index of the first block with an adapter.
 
     Raises:
@@ -48,8 +49,10 @@ def first_adapted_block(backbone: FrozenVisionTransformer, settings: SGDSSetting
     return backbone.depth - settings.adapter_blocks
 
 
-def mask_size(backbone: FrozenVisionTransformer, settings: SGDSSettings) -> int:
-    """Return K, how many input activations a mask keeps."""
+def mask_size(backbone: BlockwiseBackbone, settings: SGDSSettings) -> int:
+    """Return K, how many input activations a mask keeps; all of them where there is no mask."""
+    if settings.mask == "none":
+        return backbone.width
     return max(1, round(settings.density * backbone.width))
 
 
@@ -62,7 +65,7 @@ class AnswerNetwork:
         content: its tensors.
     """
 
-    def __init__(self, backbone: FrozenVisionTransformer, settings: SGDSSettings, content: Content) -> None:
+    def __init__(self, backbone: BlockwiseBackbone, settings: SGDSSettings, content: Content) -> None:
         device = backbone.device
         self.backbone = backbone
         self.settings = settings
@@ -81,14 +84,23 @@ class AnswerNetwork:
         self.blend = content.blend.to(device)
         self.activation_mean = content.activation_mean.to(device)
         self.activation_scale = content.activation_scale.to(device)
+        self.shared = content.shared
+        self.shared_adapter = None if content.shared is None else content.shared.adapter(backbone)
 
     def nbytes(self) -> int:
         """Return the bytes of the tensors held on the device."""
-        return sum(t.numel() * t.element_size() for t in vars(self).values() if isinstance(t, Tensor))
+        held = [t for t in vars(self).values() if isinstance(t, Tensor)]
+        held += [] if self.shared is None else self.shared.tensors().values()
+        return sum(t.numel() * t.element_size() for t in held)
 
-    def base_features(self, images: Tensor) -> BaseFeatures:
-        """Run the frozen network on uint8 images (B, 3, S, S)."""
-        return base_pass(self.backbone, images, self.settings.feature_blocks, self.first)
+    def base_features(self, inputs: Tensor) -> BaseFeatures:
+        """Run the frozen network, with the first session's adapters, on a batch of inputs (B, ...)."""
+        blocks = self.settings.feature_blocks
+        return base_pass(self.backbone, inputs, blocks, self.first, self.shared_adapter)
+
+    def adapted(self, base: BaseFeatures) -> BaseFeatures:
+        """Turn what the frozen network alone leaves behind into what `base_features` returns."""
+        return adapted_base(self.backbone, base, self.settings.feature_blocks, self.shared)
 
     def base_scores(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return base scores (B, C) and cosines to the prototypes (B, C) of raw base features."""
@@ -125,6 +137,7 @@ class AnswerNetwork:
             self.keep,
             self.activation_mean,
             self.activation_scale,
+            self.shared_adapter,
         )
         raw = adapted_features(self.backbone, tokens, self.settings, adapter)
         return (raw - self.subspace_mean[subspace]) / self.subspace_scale[subspace]
@@ -139,20 +152,30 @@ class AnswerNetwork:
         """Return final scores (B, C) and the distance to the nearest prototype (B,), 0 to 2."""
         scores, cosines = self.base_scores(base.features)
         distance = 1 - cosines.max(dim=1).values
-        routed = (cosines if self.settings.routing == "prototype" else scores).argmax(dim=1)
-        subspace = self.class_subspace[routed]
-        # A blend of 0 leaves the base scores as they are: no second pass is needed for those rows.
-        wanted = subspace >= 0
-        wanted &= self.blend[subspace.clamp(min=0)] > 0 if len(self.blend) else False
-        rows = wanted.nonzero().squeeze(1)
-        if len(rows) == 0 or base.tokens is None:
+        ranking = cosines if self.settings.routing == "prototype" else scores
+        if not len(self.blend) or base.tokens is None:
             return scores, distance
-        subspace, routed = subspace[rows], routed[rows]
-        own = self.subspace_scores(self.subspace_features(base.tokens[rows], subspace, routed))
-        scores = scores.clone()
-        scores[rows] = reranked(
-            scores[rows], own, self.class_subspace == subspace[:, None], self.blend[subspace]
-        )
+        # Own heads that know of the rest are asked by the two best sessions, others by the best one.
+        consulted = min(2 if self.settings.exemplars_per_class else 1, len(self.blend))
+        for place in range(consulted):
+            routed = ranking.argmax(dim=1)
+            subspace = self.class_subspace[routed]
+            ranking = ranking.where(self.class_subspace != subspace[:, None], -torch.inf)
+            # A blend of 0 leaves the scores as they are: no second pass is needed for those rows. The
+            # first session had no exemplars to learn the rest from: it only changes the order inside.
+            wanted = (subspace >= place) & (self.blend[subspace.clamp(min=0)] > 0)
+            rows = wanted.nonzero().squeeze(1)
+            if len(rows) == 0:
+                continue
+            subspace, routed = subspace[rows], routed[rows]
+            own = self.subspace_scores(self.subspace_features(base.tokens[rows], subspace, routed))
+            member = self.class_subspace == subspace[:, None]
+            blend = self.blend[subspace]
+            changed = reranked(scores[rows], own, member, blend)
+            if self.settings.exemplars_per_class:
+                added = scores[rows] + own.where(member, 0.0) * blend[:, None]
+                changed = added.where(subspace[:, None] > 0, changed)
+            scores = scores.index_copy(0, rows, changed)
         return scores, distance
 
 

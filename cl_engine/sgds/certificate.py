@@ -81,6 +81,8 @@ def subspace_digests(content: Content, without: int | None = None) -> Mapping[st
     """
     result = {}
     down, up = content.subspaces.effective(torch.device("cpu"), torch.float32)
+    # What is under every session's units is part of what every session answers with.
+    shared = [] if content.shared is None else list(content.shared.tensors().values())
     for subspace in range(len(content.subspaces)):
         digest = hashlib.sha256()
         member = content.class_subspace == subspace
@@ -97,6 +99,7 @@ def subspace_digests(content: Content, without: int | None = None) -> Mapping[st
             content.subspace_head[:, member],
             content.blend[subspace],
             _probe(content.subspaces.input_masks[subspace], down[subspace], up[subspace]),
+            *shared,
         )
         for part in parts:
             digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -12,8 +12,12 @@ from cl_engine.errors import UnsupportedGeneration
 from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics, RidgeStatistics
 from cl_engine.sgds.adapter import Subspaces
+from cl_engine.sgds.exemplars import Exemplars
+from cl_engine.shared_adapters import SharedAdapters
 
 METHOD = "sgds"
+# Fields of `Content` that are not one tensor each.
+COMPOSED = {"subspaces", "class_masks", "shared"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Content:
         activation_mean, activation_scale: float32 (L, d), for z-scores of adapter inputs.
         sharpness: float32 (1,), factor that turns scores into calibrated log-probabilities.
         distances: float32 (K,), sorted holdout distances to the nearest prototype.
+        shared: adapters of the first session, under everything since; None where it adapted nothing.
     """
 
     mean: Tensor
@@ -50,12 +55,13 @@ class Content:
     activation_scale: Tensor
     sharpness: Tensor
     distances: Tensor
+    shared: SharedAdapters | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
-        named = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"subspaces", "class_masks"}
-        }
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in COMPOSED}
+        if self.shared is not None:
+            named |= self.shared.tensors()
         return named | {
             "down": self.subspaces.down,
             "up": self.subspaces.up,
@@ -79,8 +85,12 @@ def read_content(generation: Generation) -> Content:
     """
     if generation.method != METHOD:
         raise UnsupportedGeneration(f"generation {generation.digest}: method {generation.method!r}, not sgds")
-    wanted = {f.name for f in fields(Content)} - {"subspaces", "class_masks"} | {"down", "up", "borrowed"}
-    if generation.tensors.keys() != wanted or generation.masks.keys() != {
+    tensors = dict(generation.tensors)
+    shared = SharedAdapters.read(tensors, torch.device("cpu"))
+    for name in () if shared is None else shared.tensors():
+        del tensors[name]
+    wanted = {f.name for f in fields(Content)} - COMPOSED | {"down", "up", "borrowed"}
+    if tensors.keys() != wanted or generation.masks.keys() != {
         "input.class",
         "input.session",
         "units",
@@ -89,11 +99,12 @@ def read_content(generation: Generation) -> Content:
             f"generation {generation.digest}: tensors {sorted(generation.tensors)} and masks "
             f"{sorted(generation.masks)} are not those of this release's sgds"
         )
-    tensors = dict(generation.tensors)
     subspaces = Subspaces(
         tensors.pop("down"), tensors.pop("up"), tensors.pop("borrowed"), generation.masks["input.session"]
     )
-    content = Content(subspaces=subspaces, class_masks=generation.masks["input.class"], **tensors)
+    content = Content(
+        subspaces=subspaces, class_masks=generation.masks["input.class"], shared=shared, **tensors
+    )
     if not torch.equal(subspaces.unit_masks(), generation.masks["units"]):
         raise UnsupportedGeneration(
             f"generation {generation.digest}: the unit masks do not follow from what was borrowed"
@@ -110,21 +121,28 @@ class LearnerState:
         prototypes: sums of unit-length standardised base features per class.
         counters: float32 (C, L, d), activation counters A.
         strength: the ridge strength chosen last.
+        exemplars: stored samples, None where none are kept.
     """
 
     ridge: RidgeStatistics
     prototypes: PrototypeStatistics
     counters: Tensor
     strength: float
+    exemplars: Exemplars | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
-        return self.ridge.tensors("ridge.") | {
-            "prototypes.total": self.prototypes.total,
-            "prototypes.count": self.prototypes.count,
-            "counters": self.counters,
-            "strength": torch.tensor([self.strength], dtype=torch.float64),
-        }
+        exemplars = {} if self.exemplars is None else self.exemplars.tensors()
+        return (
+            exemplars
+            | self.ridge.tensors("ridge.")
+            | {
+                "prototypes.total": self.prototypes.total,
+                "prototypes.count": self.prototypes.count,
+                "counters": self.counters,
+                "strength": torch.tensor([self.strength], dtype=torch.float64),
+            }
+        )
 
 
 def read_learner_state(tensors: Mapping[str, Tensor], device: torch.device) -> LearnerState:
@@ -140,4 +158,5 @@ def read_learner_state(tensors: Mapping[str, Tensor], device: torch.device) -> L
         PrototypeStatistics(tensors["prototypes.total"], tensors["prototypes.count"]),
         tensors["counters"],
         float(tensors["strength"]),
+        Exemplars.read(tensors, device),
     )

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.features import Extract
 from cl_engine.generation import Generation
 from cl_engine.heads import Standardiser
@@ -20,11 +20,12 @@ from cl_engine.learners.forgetting import check_known, taken_out, without_class
 from cl_engine.samples import SampleSet
 from cl_engine.sgds.certificate import certify_forgetting
 from cl_engine.sgds.content import Content, LearnerState, read_content, read_learner_state
+from cl_engine.shared_adapters import adapted_base
 
 
 @torch.no_grad()
 def forget_class(
-    backbone: FrozenVisionTransformer,
+    backbone: BlockwiseBackbone,
     extract: Extract,
     feature_blocks: int,
     generation: Generation,
@@ -43,12 +44,15 @@ def forget_class(
     before = read_content(generation)
     state = read_learner_state(generation.learner_state, backbone.device)
     standardiser = Standardiser(before.mean.to(backbone.device), before.scale.to(backbone.device))
-    features = standardiser(extract(backbone, samples, feature_blocks).features)
+    first = None if before.shared is None else backbone.depth - len(before.shared.down)
+    base = extract(backbone, samples, feature_blocks, first)
+    features = standardiser(adapted_base(backbone, base, feature_blocks, before.shared).features)
     ridge, residual = taken_out(state.ridge, features, samples.ids, column, class_id)
     strength = ridge.choose_strength(state.strength)
     kept = torch.arange(len(before.class_subspace)) != column
     prototypes = state.prototypes.without(column)
-    state = LearnerState(ridge, prototypes, state.counters[kept], strength)
+    exemplars = None if state.exemplars is None else state.exemplars.without(column)
+    state = LearnerState(ridge, prototypes, state.counters[kept], strength, exemplars)
     after = _without(before, kept)
     after = replace(
         after,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.features import Extract, extract
 from cl_engine.generation import Generation
 from cl_engine.learners.base import Progress, ProgressListener
@@ -32,14 +32,19 @@ from cl_engine.sgds.forgetting import forget_class
 from cl_engine.sgds.servable import SGDSServable
 from cl_engine.sgds.session import FEATURES_SHARE, TRAINING_SHARE, Session
 from cl_engine.sgds.settings import SGDSSettings
+from cl_engine.sgds.strategy import Decide, semantic_strategy
 
 # A generation has one value of each for all its sessions: another one would change earlier answers.
 ANSWERED_WITH = (
+    "adapt_first_session",
     "adapter_blocks",
     "feature_blocks",
     "units_per_session",
     "density",
     "scale",
+    "exclusive_units",
+    "exemplars_per_class",
+    "mask",
     "mask_scope",
     "inference",
     "head",
@@ -54,17 +59,19 @@ class SGDSLearner:
         backbone: a plain vision transformer.
         settings: see `SGDSSettings`.
         extract: where base features come from.
+        decide: how the classes of a session decide.
     """
 
     method = METHOD
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: SGDSSettings | None = None,
         extract: Extract = extract,
+        decide: Decide = semantic_strategy,
     ) -> None:
-        self.backbone, self.extract = backbone, extract
+        self.backbone, self.extract, self.decide = backbone, extract, decide
         self.settings = settings or SGDSSettings()
         self.first = first_adapted_block(backbone, self.settings)
 
@@ -108,7 +115,9 @@ class SGDSLearner:
                 Progress("features", FEATURES_SHARE * n / max(1, len(data.train.labels)), {"samples": n})
             ),
         )
-        session = Session(self.backbone, self.settings, self.extract, data, previous, content, table, base)
+        session = Session(
+            self.backbone, self.settings, self.extract, self.decide, data, previous, content, table, base
+        )
         units = session.train_units(checkpoint, report)
         report(Progress("head", FEATURES_SHARE + TRAINING_SHARE))
         result = session.finish(units)

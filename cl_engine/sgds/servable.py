@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_engine import calibration
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.errors import UnsupportedGeneration
 from cl_engine.features import BaseFeatures
 from cl_engine.generation import Generation
@@ -25,7 +25,7 @@ class SGDSServable:
         UnsupportedGeneration: made for another backbone or by another method.
     """
 
-    def __init__(self, backbone: FrozenVisionTransformer, generation: Generation) -> None:
+    def __init__(self, backbone: BlockwiseBackbone, generation: Generation) -> None:
         if generation.backbone != backbone.id:
             raise UnsupportedGeneration(
                 f"generation {generation.digest} belongs to backbone {generation.backbone}, "
@@ -57,7 +57,7 @@ class SGDSServable:
         return self._labels
 
     def decode(self, payload: bytes, content_type: str) -> Tensor:
-        """Decode one image payload to uint8 (3, S, S).
+        """Decode one payload to one input row.
 
         Raises:
             InputError: the payload is not what its content type says, or breaks a limit.
@@ -70,12 +70,15 @@ class SGDSServable:
 
     @torch.inference_mode()
     def predict(self, inputs: Tensor) -> Prediction:
-        """Classify uint8 images (B, 3, S, S)."""
-        return self.predict_from(self.network.base_features(inputs))
+        """Classify a batch of inputs (B, ...); see `Servable.predict`."""
+        return self._answer(self.network.base_features(inputs))
 
     @torch.inference_mode()
     def predict_from(self, base: BaseFeatures) -> Prediction:
-        """Classify from base features; for evaluations that share the frozen pass between generations."""
+        """Classify from the frozen pass alone; for evaluations that share it between generations."""
+        return self._answer(self.network.adapted(base))
+
+    def _answer(self, base: BaseFeatures) -> Prediction:
         scores, distance = self.network.scores(base)
         return Prediction(
             scores=torch.softmax(scores * self._sharpness, dim=1).cpu(),

@@ -12,26 +12,34 @@ import torch
 from torch import Tensor
 
 from cl_engine import calibration
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.checkpoint import load_checkpoint, save_checkpoint
 from cl_engine.errors import CapacityExhausted
 from cl_engine.features import BaseFeatures, Extract
 from cl_engine.generation import ClassEntry, Generation
-from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser, fit_ridge, leave_one_out
+from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser
 from cl_engine.heads.ridge import START_STRENGTH, fold_of
 from cl_engine.learners.base import Progress, ProgressListener
 from cl_engine.samples import SessionData
-from cl_engine.sgds.adapter import Subspaces
 from cl_engine.sgds.answer import AnswerNetwork
 from cl_engine.sgds.certificate import certify
 from cl_engine.sgds.content import METHOD, Content, LearnerState, read_learner_state
+from cl_engine.sgds.exemplars import Exemplars
+from cl_engine.sgds.own_head import OwnHead, OwnSamples
 from cl_engine.sgds.relation import overlap_similarity_correlation
 from cl_engine.sgds.settings import SGDSSettings
-from cl_engine.sgds.strategy import Choice, Strategy, keep_probabilities, semantic_strategy, session_to_borrow
+from cl_engine.sgds.start import empty_content, first_session_adapters
+from cl_engine.sgds.strategy import (
+    Choice,
+    Decide,
+    Strategy,
+    keep_probabilities,
+    session_to_borrow,
+    with_decision,
+)
 from cl_engine.sgds.training import TrainedUnits, TrainingInput, UnitTrainer
+from cl_engine.shared_adapters import adapted_base
 
-# Weights of the own scores that are tried; 0 leaves the base scores alone.
-BLENDS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 # Share of a session's time, for the progress bar: the frozen pass, the two phases, the heads.
 FEATURES_SHARE, TRAINING_SHARE = 0.35, 0.55
 
@@ -41,16 +49,17 @@ class Session:
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: SGDSSettings,
         extract: Extract,
+        decide: Decide,
         data: SessionData,
         previous: Generation | None,
         content: Content | None,
         table: tuple[ClassEntry, ...],
         base: BaseFeatures,
     ) -> None:
-        self.backbone, self.settings, self.extract = backbone, settings, extract
+        self.backbone, self.settings, self.extract, self.decide = backbone, settings, extract, decide
         self.data, self.previous, self.table, self.base = data, previous, table, base
         column_of = {entry.id: column for column, entry in enumerate(table)}
         self.columns = torch.tensor([column_of[int(c)] for c in data.train.labels], dtype=torch.int64)
@@ -59,10 +68,21 @@ class Session:
             [_is_validation(i, self.settings.validation_fraction) for i in data.train.ids], dtype=torch.bool
         )
         if content is None:
-            standardiser = Standardiser.neutral(base.features.shape[1], base.features.device)
-            if self.settings.standardise == "first_session":
-                standardiser = Standardiser.fit(base.features)
-            content = self._empty_content(standardiser)
+            assert base.tokens is not None
+            fitted = ~self.validation
+            shared = first_session_adapters(
+                backbone,
+                settings,
+                base.tokens[fitted.to(base.tokens.device)],
+                self.columns[fitted],
+                _session_seed(data.seed, data.session),
+            )
+        else:
+            shared = content.shared
+        self.shared = None if shared is None else shared.adapter(backbone)
+        self.base = base = adapted_base(backbone, base, settings.feature_blocks, shared)
+        if content is None:
+            content = empty_content(backbone, settings, base, shared)
             self.state = LearnerState(
                 RidgeStatistics.empty(base.features.shape[1]),
                 PrototypeStatistics.empty(base.features.shape[1]),
@@ -78,6 +98,11 @@ class Session:
         )(base.features)
         self.prototypes = self.state.prototypes.updated(self.standard, self.columns, len(table))
         self.strategy = self._strategy()
+        # As many as there are new samples: what a session costs must not grow with the classes before it.
+        kept = self.state.exemplars
+        self.replayed = (
+            None if kept is None else kept.drawn(len(self.columns), _session_seed(data.seed, data.session))
+        )
 
     # -- steps
 
@@ -116,7 +141,7 @@ class Session:
         seen = self.validation
         ridge = ridge.updated(self.standard[seen], self.columns[seen], folds[seen], classes)
         strength = ridge.choose_strength(strength)
-        state = LearnerState(ridge, self.prototypes, self._counters(units), strength)
+        state = LearnerState(ridge, self.prototypes, self._counters(units), strength, self._exemplars())
         content = replace(
             self.content,
             prototypes=self.prototypes.prototypes(),
@@ -124,11 +149,15 @@ class Session:
             class_masks=self._class_masks(units),
         )
         if units is not None:
-            content = self._with_subspace(content, units)
+            head = OwnHead(self.backbone, self.settings, self._own_samples())
+            content = head.append(content, units, self._borrowed())
         # Contiguous, so that the products in memory and after a load take the same path, bit for bit.
         content = replace(content, base_weights=ridge.solve(strength).float().cpu().contiguous())
         content = self._calibrated(content)
-        certificate = certify(None if self.previous is None else self.content, content)
+        if self.settings.exclusive_units:
+            certificate = certify(None if self.previous is None else self.content, content)
+        else:
+            certificate = {"promise": "none: exclusive_units is off", "holds": True}
         return Generation(
             method=METHOD,
             backbone=self.backbone.id,
@@ -145,58 +174,18 @@ class Session:
 
     # -- pieces
 
-    def _empty_content(self, standardiser: Standardiser) -> Content:
-        settings, width = self.settings, self.backbone.width
-        layers = settings.adapter_blocks
-        adapted = 2 * width * min(settings.adapter_blocks, settings.feature_blocks)
-        mean, scale = self._activation_statistics()
-        dimensions = len(standardiser.mean)
-        return Content(
-            mean=standardiser.mean.cpu(),
-            scale=standardiser.scale.cpu(),
-            base_weights=torch.zeros(dimensions + 1, 0),
-            prototypes=torch.zeros(0, dimensions),
-            subspaces=Subspaces.none(layers, settings.units_per_session, width),
-            class_masks=torch.zeros(0, layers, width, dtype=torch.bool),
-            class_subspace=torch.zeros(0, dtype=torch.int64),
-            subspace_mean=torch.zeros(0, adapted),
-            subspace_scale=torch.zeros(0, adapted),
-            subspace_head=torch.zeros(adapted + 1, 0),
-            blend=torch.zeros(0),
-            activation_mean=mean,
-            activation_scale=scale,
-            sharpness=torch.tensor([calibration.DEFAULT_SHARPNESS]),
-            distances=torch.zeros(0),
-        )
-
-    @torch.no_grad()
-    def _activation_statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and spread of the frozen adapter inputs' token means, (L, d) each."""
-        assert self.base.tokens is not None
-        seen: list[list[Tensor]] = [[] for _ in range(self.settings.adapter_blocks)]
-        first = self.backbone.depth - self.settings.adapter_blocks
-
-        def record(index: int, inputs: Tensor) -> Tensor:
-            seen[index - first].append(inputs.float().mean(dim=1))
-            return torch.zeros_like(inputs)
-
-        for tokens in torch.split(self.base.tokens, self.settings.batch_size):
-            for _ in self.backbone.advance(tokens, first, self.backbone.depth, record):
-                pass
-        layers = [Standardiser.fit(torch.cat(layer)) for layer in seen]
-        return torch.stack([s.mean for s in layers]).cpu(), torch.stack([s.scale for s in layers]).cpu()
-
     def _strategy(self) -> Strategy | None:
         if not len(self.new_columns):
             return None
         old = len(self.content.class_subspace)
         means = self.prototypes.prototypes()
-        return semantic_strategy(
+        decided = self.decide(
             means[self.new_columns],
             means[:old],
             temperature=self.settings.temperature,
             count_normalised=self.settings.count_normalised,
         )
+        return with_decision(decided, self.settings.decision, old)
 
     def _borrowed(self) -> int | None:
         if self.strategy is None or not self.settings.borrow:
@@ -208,7 +197,7 @@ class Session:
         assert self.base.tokens is not None
         settings, device = self.settings, self.backbone.device
         taken = len(self.content.subspaces) * settings.units_per_session
-        if taken + settings.units_per_session > settings.max_units:
+        if settings.exclusive_units and taken + settings.units_per_session > settings.max_units:
             raise CapacityExhausted(
                 f"{taken} of max_units {settings.max_units} bottleneck units are taken and the session needs "
                 f"{settings.units_per_session}: raise max_units or lower units_per_session"
@@ -217,21 +206,38 @@ class Session:
         row_of = {int(column): row for row, column in enumerate(self.new_columns)}
         borrowed = self._borrowed()
         units = self.content.subspaces
+        tokens = self.base.tokens[chosen.to(device)]
+        columns = self.columns[chosen]
+        if self.replayed is not None:
+            assert self.replayed.base.tokens is not None
+            tokens = torch.cat([tokens, self.replayed.base.tokens])
+            columns = torch.cat([columns, self.replayed.columns])
+            for column in sorted(set(self.replayed.columns.tolist())):
+                row_of[column] = len(row_of)
         return TrainingInput(
-            tokens=self.base.tokens[chosen.to(device)],
-            rows=torch.tensor([row_of[int(c)] for c in self.columns[chosen]], dtype=torch.int64),
-            probabilities=keep_probabilities(
-                self.strategy,
-                self.state.counters,
-                reuse_sharpness=settings.reuse_sharpness,
-                allocate_sharpness=settings.allocate_sharpness,
-                floor=settings.probability_floor,
-            ),
+            tokens=tokens,
+            rows=torch.tensor([row_of[int(c)] for c in columns], dtype=torch.int64),
+            probabilities=self._keep_probabilities(self.strategy),
+            start=units.last() if len(units) and not settings.exclusive_units else None,
+            shared=self.shared,
             borrowed_down=None if borrowed is None else units.down[borrowed].to(device),
             borrowed_up=None if borrowed is None else units.up[borrowed].to(device),
             activation_mean=self.content.activation_mean.to(device),
             activation_scale=self.content.activation_scale.to(device),
             seed=_session_seed(self.data.seed, self.data.session),
+        )
+
+    def _keep_probabilities(self, strategy: Strategy) -> Tensor:
+        settings = self.settings
+        if settings.mask != "counters":
+            share = settings.density if settings.mask == "random" else 1.0
+            return torch.full((len(self.new_columns), *self.state.counters.shape[1:]), share)
+        return keep_probabilities(
+            strategy,
+            self.state.counters,
+            reuse_sharpness=settings.reuse_sharpness,
+            allocate_sharpness=settings.allocate_sharpness,
+            floor=settings.probability_floor,
         )
 
     def _counters(self, units: TrainedUnits | None) -> Tensor:
@@ -242,87 +248,28 @@ class Session:
         new = self.content.class_masks[:0] if units is None else units.class_masks
         return torch.cat([self.content.class_masks, new])
 
-    def _with_subspace(self, content: Content, units: TrainedUnits) -> Content:
-        """Append the session's subspace, its own head, and the blend that validation favours."""
-        number = len(content.subspaces)
-        news = len(self.new_columns)
-        subspaces = content.subspaces.extended(units.down, units.up, self._borrowed(), units.session_mask)
-        adapted = content.subspace_head.shape[0] - 1
-        content = replace(
-            content,
-            subspaces=subspaces,
-            class_subspace=torch.cat([content.class_subspace, torch.full((news,), number)]),
-            subspace_mean=torch.cat([content.subspace_mean, torch.zeros(1, adapted)]),
-            subspace_scale=torch.cat([content.subspace_scale, torch.ones(1, adapted)]),
-            subspace_head=torch.cat([content.subspace_head, torch.zeros(adapted + 1, news)], dim=1),
-            blend=torch.cat([content.blend, torch.zeros(1)]),
-        )
+    def _own_samples(self) -> OwnSamples:
+        """Select the samples of new classes: those of known ones only refresh the exact statistics."""
         own = torch.isin(self.columns, self.new_columns).nonzero().squeeze(1)
-        raw = self._own_features(content, own, number)
-        fitted = ~self.validation[own]
-        blend = 0.0
-        if news > 1 and bool((~fitted).any()) and bool(fitted.any()):
-            trial = self._with_own_head(content, raw[fitted], self.columns[own[fitted]])
-            blend = self._choose_blend(trial, own[~fitted], number)
-        content = self._with_own_head(content, raw, self.columns[own])
-        return replace(content, blend=torch.cat([content.blend[:-1], torch.tensor([blend])]))
-
-    @torch.no_grad()
-    def _own_features(self, content: Content, own: Tensor, number: int) -> Tensor:
-        """Return adapted features of some samples in the new subspace, each under its inference mask."""
-        assert self.base.tokens is not None
-        network = AnswerNetwork(self.backbone, self.settings, content)
-        parts = []
-        for rows in torch.split(own, self.settings.batch_size):
-            index = rows.to(self.backbone.device)
-            subspace = torch.full((len(rows),), number, device=self.backbone.device)
-            parts.append(
-                network.subspace_features(
-                    self.base.tokens[index], subspace, self.columns[rows].to(self.backbone.device)
-                )
-            )
-        return torch.cat(parts)
-
-    def _with_own_head(self, content: Content, raw: Tensor, columns: Tensor) -> Content:
-        """Fit the new session's standardisation and head on adapted features (N, D2)."""
-        standardiser = Standardiser.fit(raw)
-        features = standardiser(raw)
-        member = self.new_columns
-        targets = (columns[:, None] == member).to(features.device).double()
-        if self.settings.head == "cosine":
-            prototypes = PrototypeStatistics.empty(features.shape[1]).updated(
-                features, columns - int(member[0]), len(member)
-            )
-            weights = torch.cat([prototypes.prototypes().T, torch.zeros(1, len(member))])
-        else:
-            # Centred targets: the head tells the session's classes apart and says nothing about others.
-            centred = targets - targets.mean(dim=0)
-            weights = fit_ridge(features, centred, leave_one_out(features, centred)).float().cpu()
-        head = content.subspace_head.clone()
-        head[:, member] = weights
-        return replace(
-            content,
-            subspace_head=head,
-            subspace_mean=torch.cat([content.subspace_mean[:-1], standardiser.mean.cpu()[None]]),
-            subspace_scale=torch.cat([content.subspace_scale[:-1], standardiser.scale.cpu()[None]]),
+        return OwnSamples(
+            self.base.rows(own.to(self.backbone.device)),
+            self.columns[own],
+            self.new_columns,
+            self.validation[own],
+            self.state.exemplars,
+            self.replayed,
         )
 
-    @torch.no_grad()
-    def _choose_blend(self, trial: Content, rows: Tensor, number: int) -> float:
-        """Return the smallest blend with the highest accuracy inside the session on unseen samples."""
-        index = rows.to(self.backbone.device)
-        base = self.base.rows(index)
-        truth = self.columns[rows].to(self.backbone.device)
-        correct = []
-        for blend in BLENDS:
-            content = replace(trial, blend=torch.cat([trial.blend[:-1], torch.tensor([blend])]))
-            network = AnswerNetwork(self.backbone, self.settings, content)
-            scores = torch.cat(
-                [network.scores(base.rows(part))[0] for part in torch.split(torch.arange(len(rows)), 32)]
-            )
-            member = (network.class_subspace == number)[None, :]
-            correct.append(int((scores.where(member, -torch.inf).argmax(dim=1) == truth).sum()))
-        return BLENDS[correct.index(max(correct))]
+    def _exemplars(self) -> Exemplars | None:
+        """Return the stored samples of all classes, the new ones included."""
+        count, before = self.settings.exemplars_per_class, self.state.exemplars
+        if not count or not len(self.new_columns):
+            return before
+        own = torch.isin(self.columns, self.new_columns).nonzero().squeeze(1)
+        samples = self._own_samples()
+        ids = [self.data.train.ids[i] for i in own.tolist()]
+        chosen = Exemplars.chosen(samples.base, samples.columns, ids, samples.unseen, count)
+        return chosen if before is None else before.extended(chosen)
 
     @torch.no_grad()
     def _calibrated(self, content: Content) -> Content:
@@ -332,7 +279,9 @@ class Session:
         if not new:
             return content
         network = AnswerNetwork(self.backbone, self.settings, content)
-        base = self.extract(self.backbone, holdout, self.settings.feature_blocks, network.first, indices=new)
+        base = network.adapted(
+            self.extract(self.backbone, holdout, self.settings.feature_blocks, network.first, indices=new)
+        )
         parts = [network.scores(base.rows(part)) for part in torch.split(torch.arange(len(new)), 32)]
         column_of = {entry.id: column for column, entry in enumerate(self.table)}
         truth = torch.tensor([column_of[int(holdout.labels[i])] for i in new])

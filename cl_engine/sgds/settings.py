@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from cl_engine.shared_adapters import FirstSessionSettings
 
 
-class SGDSSettings(BaseModel):
+class SGDSSettings(FirstSessionSettings):
     """How an SGDS session is run and how its generation answers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    adapter_blocks: int = Field(default=6, ge=1)
-    """Adapters sit in parallel with the MLP of this many of the last blocks."""
     feature_blocks: int = Field(default=4, ge=1)
     """CLS token and patch mean of this many of the last blocks are the features."""
     standardise: Literal["none", "first_session"] = "none"
@@ -54,11 +52,24 @@ class SGDSSettings(BaseModel):
     """alpha_s: a reused unit's keep probability is 1 - exp(-alpha_s a / max a)."""
     allocate_sharpness: float = Field(default=5.0, gt=0)
     """alpha_h: an allocated unit's keep probability is exp(-alpha_h u / max u)."""
+    decision: Literal["semantic", "reuse", "allocate"] = "semantic"
+    """Step 0: by prototype similarity, or the same for every class of a session that has old ones."""
     probability_floor: float = Field(default=0.05, ge=0, le=1)
     """Least keep probability, so that no activation is out of reach."""
     borrow: bool = True
     """Feed the units of the most similar earlier session forward, frozen, where a class decides to reuse."""
 
+    exemplars_per_class: int = Field(default=0, ge=0)
+    """Training samples of each class that are kept, as frozen tokens, and replayed while later sessions'
+    units are trained, at most as many as the session has samples. The own head then learns to tell its
+    classes from the rest too, and its score is added for the two best sessions instead of only changing
+    the order inside the best one."""
+    mask: Literal["counters", "random", "none"] = "counters"
+    """What a mask keeps: the top-K of the activation counters; as many activations, drawn at random once
+    a class; or all of them."""
+    exclusive_units: bool = True
+    """A session's units are its own. Off: all sessions train the same units, the reconstruction as first
+    written, which forgets; then the certificate promises nothing."""
     mask_scope: Literal["session", "class"] = "session"
     """Whose mask a sample passes in phase 2 and at inference. `class` is the paper's wording, but a
     mask that depends on the label tells the network the label: it learns to tell masks apart, and a
@@ -78,4 +89,6 @@ class SGDSSettings(BaseModel):
                 f"units_per_session ({self.units_per_session}) is above max_units ({self.max_units}): "
                 "not even one session fits"
             )
+        if not self.exclusive_units and self.borrow:
+            raise ValueError("borrow needs exclusive_units: units that all sessions share are no session's")
         return self

@@ -7,8 +7,9 @@ Reconstructed: the comparison of the two, count-normalised (see `SGDSSettings.co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,16 @@ class Choice(StrEnum):
 
     REUSE = "reuse"
     ALLOCATE = "allocate"
+
+
+class Decide(Protocol):
+    """How a session's classes decide: `semantic_strategy`, or what an ablation puts in its place."""
+
+    def __call__(
+        self, new_prototypes: Tensor, old_prototypes: Tensor, *, temperature: float, count_normalised: bool
+    ) -> Strategy:
+        """Decide for each new class; see `semantic_strategy`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,16 @@ def semantic_strategy(
     )
     old = relation[:, :olds]
     return Strategy(choices, old / old.sum(dim=1, keepdim=True).clamp(min=1e-12), s_old, s_new)
+
+
+def with_decision(
+    strategy: Strategy, decision: Literal["semantic", "reuse", "allocate"], olds: int
+) -> Strategy:
+    """Overrule the choices of a session; without old classes there is nothing to reuse."""
+    if decision == "semantic":
+        return strategy
+    choice = Choice.REUSE if decision == "reuse" and olds else Choice.ALLOCATE
+    return replace(strategy, choices=(choice,) * len(strategy.choices))
 
 
 def keep_probabilities(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
+from cl_engine.backbones.blockwise import BlockAdapter
 from cl_engine.checkpoint import Checkpoint
 from cl_engine.errors import Diverged
 from cl_engine.sgds.adapter import adapt
@@ -33,8 +34,11 @@ class TrainingInput:
 
     Attributes:
         tokens: input of the first adapted block, (N, T, d).
-        rows: class row of each sample within the session, int64 (N,).
+        rows: class row of each sample, int64 (N,); the session's classes come first, those of replayed
+            exemplars after them.
         probabilities: keep probabilities of phase 1, float32 (C_new, L, d).
+        shared: the first session's adapters, under the units; None for none.
+        start: units to go on from, (L, r, d) and (L, d, r), None for new ones.
         borrowed_down, borrowed_up: frozen units fed forward too, (L, r, d) and (L, d, r), or None.
         activation_mean, activation_scale: (L, d), of the frozen network's adapter inputs.
         seed: of this session.
@@ -43,6 +47,8 @@ class TrainingInput:
     tokens: Tensor
     rows: Tensor
     probabilities: Tensor
+    shared: BlockAdapter | None
+    start: tuple[Tensor, Tensor] | None
     borrowed_down: Tensor | None
     borrowed_up: Tensor | None
     activation_mean: Tensor
@@ -77,13 +83,15 @@ class UnitTrainer:
         data: tokens, classes and the outcome of the semantic strategy.
     """
 
-    def __init__(
-        self, backbone: FrozenVisionTransformer, settings: SGDSSettings, data: TrainingInput
-    ) -> None:
+    def __init__(self, backbone: BlockwiseBackbone, settings: SGDSSettings, data: TrainingInput) -> None:
         self.backbone, self.settings, self.data = backbone, settings, data
         self.first = first_adapted_block(backbone, settings)
         self.keep = mask_size(backbone, settings)
         self.classes = data.probabilities.shape[0]
+        # A replayed sample passes the mask of one of the session's classes: of none it can be told by it.
+        self.mask_rows = torch.where(
+            data.rows < self.classes, data.rows, torch.arange(len(data.rows)) % self.classes
+        )
         self.epochs = settings.explore_epochs + settings.compact_epochs
         self.epoch = 0
         layers, units, width = settings.adapter_blocks, settings.units_per_session, backbone.width
@@ -91,9 +99,10 @@ class UnitTrainer:
         draw = self._random(epoch=-1)
         bound = math.sqrt(3.0 / width)
         down = torch.empty(layers, units, width).uniform_(-bound, bound, generator=draw)
-        self.down = down.to(device).requires_grad_(True)
         # Zero output weights: training starts at the frozen network, as LoRA does.
-        self.up = torch.zeros(layers, width, units, device=device).requires_grad_(True)
+        down, up = (down, torch.zeros(layers, width, units)) if data.start is None else data.start
+        self.down = down.clone().to(device).requires_grad_(True)
+        self.up = up.clone().to(device).requires_grad_(True)
         self.counters = torch.zeros(self.classes, layers, width, device=device)
         first_feature = max(self.first, backbone.depth - settings.feature_blocks)
         self.feature_range = range(first_feature, backbone.depth)
@@ -134,10 +143,10 @@ class UnitTrainer:
             rows = order[step * self.settings.batch_size : (step + 1) * self.settings.batch_size]
             classes = self.data.rows[rows]
             if compact is None:
-                chance = self.data.probabilities[classes]
+                chance = self.data.probabilities[self.mask_rows[rows]]
                 masks = torch.rand(chance.shape, generator=draw) < chance
             else:
-                masks = compact[classes]
+                masks = compact[self.mask_rows[rows]]
             total += self._step(rows, classes, masks, step, steps) * len(rows)
             if on_step is not None:
                 on_step((step + 1) / steps)
@@ -151,8 +160,7 @@ class UnitTrainer:
             self.down.detach().cpu(),
             self.up.detach().cpu(),
             counters,
-            top_k_mask(counters, self.keep),
-            top_k_mask(counters.sum(dim=0), self.keep),
+            *self._masks(),
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -196,7 +204,7 @@ class UnitTrainer:
         return value
 
     def _forward(self, rows: Tensor, masks: Tensor | None, classes: Tensor | None) -> Tensor:
-        """Return adapted features; with masks None the plain frozen blocks."""
+        """Return adapted features; with masks None those without any session's units."""
         dtype = self.backbone.dtype
         down, up = self._effective(dtype)
 
@@ -209,13 +217,17 @@ class UnitTrainer:
                 spread = z_scores(
                     inputs.detach(), self.data.activation_mean[layer], self.data.activation_scale[layer]
                 )
-                count_active(self.counters[:, layer], spread, mask, classes, self.keep)
+                own = (classes < self.classes).to(mask.device)
+                count_active(self.counters[:, layer], spread[own], mask[own], classes[own.cpu()], self.keep)
             size = (len(inputs), -1, -1)
-            return adapt(inputs, mask, down[layer].expand(size), up[layer].expand(size), self.settings.scale)
+            change = adapt(
+                inputs, mask, down[layer].expand(size), up[layer].expand(size), self.settings.scale
+            )
+            return change if self.data.shared is None else change + self.data.shared(index, inputs)
 
         tokens, summaries = self.data.tokens[rows], []
         blocks = self.backbone.advance(
-            tokens, self.first, self.backbone.depth, adapter if masks is not None else None
+            tokens, self.first, self.backbone.depth, adapter if masks is not None else self.data.shared
         )
         for index, tokens in enumerate(blocks, start=self.first):
             if index in self.feature_range:
@@ -229,11 +241,16 @@ class UnitTrainer:
             up = torch.cat([up, self.data.borrowed_up], dim=2)
         return down.to(dtype), up.to(dtype)
 
-    def _compact_masks(self) -> Tensor:
+    def _masks(self) -> tuple[Tensor, Tensor]:
+        """Return the classes' masks and the session's, bool (C_new, L, d) and (L, d)."""
         counters = self.counters.cpu()
-        if self.settings.mask_scope == "class":
-            return top_k_mask(counters, self.keep)
-        return top_k_mask(counters.sum(dim=0), self.keep).expand(self.classes, -1, -1)
+        if self.settings.mask == "random":
+            counters = torch.rand(counters.shape, generator=self._random(epoch=-2))
+        return top_k_mask(counters, self.keep), top_k_mask(counters.sum(dim=0), self.keep)
+
+    def _compact_masks(self) -> Tensor:
+        classes, session = self._masks()
+        return classes if self.settings.mask_scope == "class" else session.expand(self.classes, -1, -1)
 
     @torch.no_grad()
     def _start_classifier(self) -> tuple[Tensor, Tensor]:
@@ -241,7 +258,8 @@ class UnitTrainer:
         batches = torch.split(torch.arange(len(self.data.rows)), self.settings.batch_size)
         features = torch.cat([self._forward(rows, None, None) for rows in batches])
         centre = features.mean(dim=0)
-        sums = torch.zeros(self.classes, features.shape[1], device=features.device)
+        classes = max(self.classes, int(self.data.rows.max()) + 1 if len(self.data.rows) else 0)
+        sums = torch.zeros(classes, features.shape[1], device=features.device)
         sums.index_add_(0, self.data.rows.to(features.device), normalize(features - centre, dim=1))
         # A class without a sample (all in validation) starts at a neutral direction, not at zero.
         return centre, (normalize(sums, dim=1) + 1e-6).requires_grad_(True)

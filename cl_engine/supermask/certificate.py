@@ -19,16 +19,28 @@ from cl_engine.supermask.network import MaskedNetwork
 PARTS = ("classes", "weights", "masks", "norms")
 
 
-def certify(network: MaskedNetwork) -> dict[str, Any]:
-    """Record the digests of every session, as JSON-able values."""
+def certify(network: MaskedNetwork, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Record the digests of every session, as JSON-able values.
+
+    Args:
+        network: the sessions learnt so far.
+        earlier: a certificate that `verify` has just accepted; what it records is taken over, so that the
+            work does not grow with the sessions.
+    """
+    known = list(earlier["sessions"]) if earlier is not None else []
+    count = len(network.sessions)
     return {
         "promise": "the weights under each session's mask, the mask and its norms are bit-identical",
-        "sessions": [_digests(network, session) for session in range(len(network.sessions))],
+        "sessions": known + [_digests(network, session) for session in range(len(known), count)],
+        "whole": _whole(network, count),
     }
 
 
 def verify(network: MaskedNetwork, certificate: Mapping[str, Any]) -> None:
     """Check a network against what an earlier `certify` recorded; later sessions may have been added.
+
+    One digest over all sessions and the weights under any of their masks tells that nothing has changed;
+    only where it differs is the session looked for.
 
     Raises:
         CertificateViolation: a session is missing, or a part of it is no longer the same.
@@ -38,6 +50,9 @@ def verify(network: MaskedNetwork, certificate: Mapping[str, Any]) -> None:
         raise CertificateViolation(
             f"the certificate covers {len(promised)} sessions, the network has {len(network.sessions)}"
         )
+    # Certificates of earlier releases have no such digest.
+    if certificate.get("whole") == _whole(network, len(promised)):
+        return
     for session, recorded in enumerate(promised):
         found = _digests(network, session)
         broken = [part for part in PARTS if found[part] != recorded[part]]
@@ -46,6 +61,8 @@ def verify(network: MaskedNetwork, certificate: Mapping[str, Any]) -> None:
                 f"session {session}: {' and '.join(broken)} changed since the certificate was made: "
                 + "; ".join(f"{part} {recorded[part]} is now {found[part]}" for part in broken)
             )
+    if "whole" in certificate:
+        raise CertificateViolation("the sessions are those certified, but the digest over all of them is not")
 
 
 def _digests(network: MaskedNetwork, session: int) -> dict[str, str | int]:
@@ -58,6 +75,17 @@ def _digests(network: MaskedNetwork, session: int) -> dict[str, str | int]:
         "masks": _digest(subnetwork.masks),
         "norms": _digest(subnetwork.norms),
     }
+
+
+def _whole(network: MaskedNetwork, count: int) -> str:
+    """Hash the first sessions together, with the weights under any of their masks."""
+    sessions = network.sessions[:count]
+    used = network.used(count)
+    tensors = {f"weights/{name}": weight[used[name]] for name, weight in network.weights.items()}
+    for index, session in enumerate(sessions):
+        tensors |= {f"{index}/masks/{name}": mask for name, mask in session.masks.items()}
+        tensors |= {f"{index}/norms/{name}": norm for name, norm in session.norms.items()}
+    return f"{_digest(tensors)} of {[session.classes for session in sessions]} classes"
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cl_engine import calibration
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cl_engine.errors import CapacityExhausted, UnsupportedGeneration
 from cl_engine.features import Extract, extract
@@ -30,11 +30,12 @@ from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser
 from cl_engine.heads.ridge import START_STRENGTH, fold_of
 from cl_engine.heads.statistics import Statistics, read_statistics
 from cl_engine.learners.base import Progress, ProgressListener
-from cl_engine.learners.table import class_table
-from cl_engine.samples import SessionData
+from cl_engine.learners.table import check_origin, class_table
+from cl_engine.samples import SampleSet, SessionData
 from cl_engine.supermask.capacity import capacity
 from cl_engine.supermask.certificate import certify, verify
 from cl_engine.supermask.content import Content, read_content
+from cl_engine.supermask.forgetting import forget_class
 from cl_engine.supermask.learner_settings import ExSSNeTSettings, LearnerSettings, SupSupSettings
 from cl_engine.supermask.network import MaskedNetwork
 from cl_engine.supermask.servable import Scorer, SupermaskServable
@@ -48,7 +49,7 @@ class SupermaskLearner:
     """What both methods do; the settings say which it is."""
 
     def __init__(
-        self, backbone: FrozenVisionTransformer, settings: LearnerSettings, extract: Extract = extract
+        self, backbone: BlockwiseBackbone, settings: LearnerSettings, extract: Extract = extract
     ) -> None:
         self.backbone = backbone
         self.settings = settings
@@ -111,16 +112,18 @@ class SupermaskLearner:
         report(Progress("head", FEATURES_SHARE + TRAINING_SHARE))
         statistics = _updated(statistics, standard, columns, fold_of(data.train.ids), len(table))
         subnetwork = -1 if trained is None else len(content.network.sessions)
+        outputs = torch.full((len(new),), -1) if trained is None else torch.arange(len(new))
         content = replace(
             content,
             ridge_weights=statistics.ridge.solve(statistics.strength).float(),
             prototypes=statistics.prototypes.prototypes().to(self.backbone.device),
             network=content.network if trained is None else trained.network,
             class_subnetwork=torch.cat([content.class_subnetwork, torch.full((len(new),), subnetwork)]),
+            class_output=torch.cat([content.class_output, outputs]),
         )
         content = self._calibrated(content, data, column_of)
         certificate = self._certificate(content.network, previous)
-        tensors, masks, scores = content.split()
+        tensors, scores = content.split()
         report(Progress("head", 1.0))
         return Generation(
             method=self.method,
@@ -129,11 +132,24 @@ class SupermaskLearner:
             settings=self.settings.model_dump(mode="json"),
             classes=table,
             tensors=tensors,
-            masks=masks,
             learner_state=statistics.tensors() | scores,
             evaluation=self._described(content.network, trained, statistics),
             certificate=certificate,
             parent=None if previous is None else previous.digest,
+        )
+
+    def forget(self, generation: Generation, class_id: int, samples: SampleSet) -> Generation:
+        """Take a class out; see `supermask.forgetting` for what is exact and what stays.
+
+        Raises:
+            UnsupportedGeneration: of another method or backbone, or without its learner state.
+            ValueError: the class is unknown or the last one, or the samples are not all that it was
+                learnt from.
+            CertificateViolation: something of another class would change.
+        """
+        check_origin(generation, self.method, self.backbone.id)
+        return forget_class(
+            self.backbone, self._extract, self.settings.feature_blocks, generation, class_id, samples
         )
 
     def _start(self, previous: Generation | None, features: Tensor, seed: int) -> tuple[Content, Statistics]:
@@ -147,6 +163,7 @@ class SupermaskLearner:
             prototypes=torch.zeros(0, dimensions, device=device),
             network=MaskedNetwork.create(lambda: settings.build(dimensions), seed, device),
             class_subnetwork=torch.zeros(0, dtype=torch.int64),
+            class_output=torch.zeros(0, dtype=torch.int64),
             sharpness=torch.tensor([calibration.DEFAULT_SHARPNESS]),
             distances=torch.zeros(0),
         )
@@ -212,11 +229,11 @@ class SupermaskLearner:
         )
 
     def _certificate(self, network: MaskedNetwork, previous: Generation | None) -> dict[str, Any]:
-        earlier: list[Any] = []
         if previous is not None:
             verify(network, previous.certificate)
-            earlier = previous.certificate["sessions"]
-        return certify(network) | {"holds": True, "verified_subnetworks": len(earlier)}
+        earlier = None if previous is None else previous.certificate
+        verified = 0 if earlier is None else len(earlier["sessions"])
+        return certify(network, earlier) | {"holds": True, "verified_subnetworks": verified}
 
     def _described(
         self, network: MaskedNetwork, trained: TrainedSession | None, statistics: Statistics
@@ -256,7 +273,7 @@ class ExSSNeTLearner(SupermaskLearner):
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: ExSSNeTSettings | None = None,
         extract: Extract = extract,
     ) -> None:
@@ -268,7 +285,7 @@ class SupSupLearner(SupermaskLearner):
 
     def __init__(
         self,
-        backbone: FrozenVisionTransformer,
+        backbone: BlockwiseBackbone,
         settings: SupSupSettings | None = None,
         extract: Extract = extract,
     ) -> None:

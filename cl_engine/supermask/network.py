@@ -95,12 +95,12 @@ class MaskedNetwork:
             for name, weight in self.weights.items()
         }
 
-    def used(self) -> dict[str, Tensor]:
-        """Join all sessions' masks: True where some session reads the weight."""
+    def used(self, count: int | None = None) -> dict[str, Tensor]:
+        """Join the masks of the first `count` sessions, by default all: True where one reads the weight."""
         joined: dict[str, Tensor] = {}
         for name, weight in self.weights.items():
             packed = torch.zeros((weight.numel() + 7) // 8, dtype=torch.uint8)
-            for session in self.sessions:
+            for session in self.sessions[:count]:
                 packed |= session.masks[name]
             joined[name] = unpack(packed, weight.shape).to(weight.device)
         return joined

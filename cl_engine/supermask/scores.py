@@ -33,6 +33,16 @@ def top_masks(scores: Mapping[str, Tensor], densities: Mapping[str, float]) -> d
     return {name: top_share(score.detach(), densities[name]) for name, score in scores.items()}
 
 
+def threshold_masks(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn each layer's scores into a boolean mask of those that are not negative."""
+    return {name: score.detach() >= 0 for name, score in scores.items()}
+
+
+def straight_through_threshold(score: Tensor) -> Tensor:
+    """Return the mask of scores that are not negative, as 0 and 1; gradients pass through unchanged."""
+    return (score.detach() >= 0).to(score.dtype) + (score - score.detach())
+
+
 def straight_through_mask(score: Tensor, density: float) -> Tensor:
     """Return the top-share mask as 0 and 1, through which gradients pass as if it were |score|.
 

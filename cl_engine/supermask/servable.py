@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from cl_engine import calibration
-from cl_engine.backbones import FrozenVisionTransformer
+from cl_engine.backbones import BlockwiseBackbone
+from cl_engine.backbones.blockwise import feature_width
 from cl_engine.errors import UnsupportedGeneration
 from cl_engine.features import BaseFeatures, base_pass
 from cl_engine.generation import Generation
@@ -36,6 +37,7 @@ class Scorer:
         self.members = [
             (content.class_subnetwork == s).nonzero().squeeze(1) for s in range(len(content.network.sessions))
         ]
+        self.outputs = [content.class_output[members] for members in self.members]
         self._effective = lru_cache(maxsize=settings.resident)(content.network.effective)
         content.network.architecture.eval()
 
@@ -76,9 +78,9 @@ class Scorer:
     def _evidence(self, subnetwork: int, standard: Tensor) -> Tensor:
         """Return log P(class | session) + log n, (B, n): 0 where the subnetwork is undecided."""
         network = self.content.network
-        count = network.sessions[subnetwork].classes
-        logits = call(network.architecture, self._effective(subnetwork), standard)[:, :count]
-        return (logits.log_softmax(dim=1) + torch.tensor(float(count)).log()).cpu()
+        outputs = self.outputs[subnetwork]
+        logits = call(network.architecture, self._effective(subnetwork), standard).cpu()[:, outputs]
+        return logits.log_softmax(dim=1) + torch.tensor(float(len(outputs))).log()
 
 
 class SupermaskServable:
@@ -88,7 +90,7 @@ class SupermaskServable:
         UnsupportedGeneration: made for another backbone or by another method.
     """
 
-    def __init__(self, backbone: FrozenVisionTransformer, generation: Generation) -> None:
+    def __init__(self, backbone: BlockwiseBackbone, generation: Generation) -> None:
         if generation.backbone != backbone.id:
             raise UnsupportedGeneration(
                 f"generation {generation.digest} belongs to backbone {generation.backbone}, this is "
@@ -104,7 +106,7 @@ class SupermaskServable:
         self._scorer = Scorer(settings, self._content)
 
     def decode(self, payload: bytes, content_type: str) -> Tensor:
-        """Decode one image payload to uint8 (3, S, S); raises `InputError`."""
+        """Decode one payload to one input row; raises `InputError`."""
         return self._backbone.decode(payload, content_type)
 
     def nbytes(self) -> int:
@@ -118,13 +120,13 @@ class SupermaskServable:
 
     @torch.inference_mode()
     def predict(self, inputs: Tensor) -> Prediction:
-        """Classify uint8 images (B, 3, S, S)."""
+        """Classify a batch of inputs (B, ...); see `Servable.predict`."""
         return self.predict_from(base_pass(self._backbone, inputs, self._blocks, None))
 
     @torch.inference_mode()
     def predict_from(self, base: BaseFeatures) -> Prediction:
         """Classify from base features that hold at least this generation's blocks, the last ones last."""
-        width = 2 * self._backbone.width * self._blocks
+        width = feature_width(self._backbone, self._blocks)
         scores, distances = self._scorer.scores(base.features[:, -width:])
         return Prediction(
             scores=torch.softmax(scores, dim=1),

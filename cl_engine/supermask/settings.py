@@ -21,6 +21,10 @@ class SupermaskSettings(BaseModel):
     method: Method = "exssnet"
     """`supsup`: masks only; `exssnet`: then the weights no earlier mask holds; `ssnet`: then every weight
     of the mask, which forgets (the ablation)."""
+    selection: Literal["top_share", "threshold"] = "top_share"
+    """What a mask keeps: the share `density` of each layer with the largest |score|, or the weights whose
+    score is not negative, about half. The latter is SupSup's way where a sample's session is not known,
+    and has no density to count capacity by: only for `supsup`."""
     density: float = Field(default=0.1, gt=0, le=1)
     """Share of all weights a session's mask keeps."""
     allocation: Literal["uniform", "erdos_renyi"] = "uniform"
@@ -60,6 +64,11 @@ class SupermaskSettings(BaseModel):
         if self.when_full == "densify" and self.least_free == 0:
             raise ValueError(
                 "when_full is 'densify' but least_free is 0: set the share below which density rises"
+            )
+        if self.selection == "threshold" and self.method != "supsup":
+            raise ValueError(
+                f"selection is 'threshold' but method is {self.method!r}, whose capacity is counted by "
+                "density: use 'top_share', or method 'supsup'"
             )
         if self.allocation == "erdos_renyi" and self.density > self.clamp:
             raise ValueError(f"density is {self.density}, above clamp {self.clamp}: no layer may keep more")

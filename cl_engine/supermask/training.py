@@ -40,7 +40,13 @@ from cl_engine.masks.exclusive import exclusive
 from cl_engine.supermask.capacity import admit
 from cl_engine.supermask.kkt import Transfer, borrowed_scores, transfer
 from cl_engine.supermask.network import MaskedNetwork, Subnetwork, call, group, packed
-from cl_engine.supermask.scores import fresh_scores, straight_through_mask, top_masks
+from cl_engine.supermask.scores import (
+    fresh_scores,
+    straight_through_mask,
+    straight_through_threshold,
+    threshold_masks,
+    top_masks,
+)
 from cl_engine.supermask.seeding import generator
 from cl_engine.supermask.settings import SupermaskSettings
 
@@ -181,7 +187,7 @@ class _Run:
 
     def finish(self) -> TrainedSession:
         self._mask_phase()
-        self.masks = top_masks(self.scores, self.densities)
+        self.masks = self._selected()
         used = self.network.used()
         own = {name: exclusive(mask, [used[name]]) for name, mask in self.masks.items()}
         share = _share(own, self.masks)
@@ -192,7 +198,7 @@ class _Run:
             self._weight_phase(editable)
         return TrainedSession(
             network=self._result(),
-            densities=self.densities,
+            densities={name: mask.double().mean().item() for name, mask in self.masks.items()},
             exclusive_share=share,
             transfer=self.transfer if self.settings.kkt != "off" else None,
         )
@@ -203,6 +209,11 @@ class _Run:
         weights = self.network.weights
 
         def effective() -> dict[str, Tensor]:
+            if self.settings.selection == "threshold":
+                return {
+                    name: weights[name] * straight_through_threshold(score)
+                    for name, score in self.scores.items()
+                }
             return {
                 name: weights[name] * straight_through_mask(score, self.densities[name])
                 for name, score in self.scores.items()
@@ -210,6 +221,12 @@ class _Run:
 
         self._fit("mask", self.scores, effective, self.settings.mask_epochs, self.settings.mask_lr)
         self.scores = {name: score.detach() for name, score in self.scores.items()}
+
+    def _selected(self) -> dict[str, Tensor]:
+        """Return the masks of the scores as they are now."""
+        if self.settings.selection == "threshold":
+            return threshold_masks(self.scores)
+        return top_masks(self.scores, self.densities)
 
     def _weight_phase(self, editable: Mapping[str, Tensor]) -> None:
         assert self.masks is not None
@@ -299,7 +316,7 @@ class _Run:
 
     def _result(self) -> MaskedNetwork:
         """Build the network as it is now; nothing in it changes when training goes on."""
-        masks = self.masks if self.masks is not None else top_masks(self.scores, self.densities)
+        masks = self.masks if self.masks is not None else self._selected()
         scores = {name: score.detach().clone() for name, score in self.scores.items()}
         subnetwork = Subnetwork(
             classes=int(self.labels.max()) + 1,

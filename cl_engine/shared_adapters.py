@@ -1,0 +1,164 @@
+"""Adapters that every sample passes alike.
+
+First-session adaptation trains them on the classes of the first session and freezes them for ever, so that
+the network under every later session is a better one that nothing can forget (APER, Zhou et al. 2023;
+RanPAC, McDonnell et al. 2023). Joint training uses the same adapters as the upper bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cl_engine.backbones.blockwise import BlockAdapter, BlockwiseBackbone, feature_width
+from cl_engine.errors import Diverged
+from cl_engine.features import BaseFeatures
+
+MAX_GRADIENT_NORM = 1.0
+# Samples per step, and per batch where nothing is trained.
+BATCH_SIZE, BATCH = 32, 64
+PREFIX = "first_session."
+
+
+class FirstSessionSettings(BaseModel):
+    """How the first session adapts the network for all later ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    adapt_first_session: bool = False
+    """Train adapters on the first session's classes and freeze them for ever."""
+    adapter_blocks: int = Field(default=6, ge=1)
+    """Adapters sit in parallel with the MLP of this many of the last blocks."""
+    first_session_units: int = Field(default=16, ge=1)
+    """Bottleneck units of each of these adapters."""
+    first_session_epochs: int = Field(default=10, ge=1)
+    """Epochs they are trained for."""
+    first_session_learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak rate of AdamW; cosine decay to zero."""
+
+
+@dataclass(frozen=True)
+class SharedAdapters:
+    """One adapter in parallel with the MLP of each of the last L blocks.
+
+    Attributes:
+        down: float32 (L, r, d).
+        up: float32 (L, d, r).
+    """
+
+    down: Tensor
+    up: Tensor
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], device: torch.device) -> SharedAdapters | None:
+        """Read them from a generation's tensors; None where its first session adapted nothing."""
+        if f"{PREFIX}down" not in tensors:
+            return None
+        return cls(tensors[f"{PREFIX}down"].to(device), tensors[f"{PREFIX}up"].to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return {f"{PREFIX}down": self.down.cpu(), f"{PREFIX}up": self.up.cpu()}
+
+    def adapter(self, backbone: BlockwiseBackbone) -> BlockAdapter:
+        """Return what `BlockwiseBackbone.advance` calls from the first adapted block on."""
+        first = backbone.depth - len(self.down)
+        down, up = (w.to(backbone.device, backbone.dtype) for w in (self.down, self.up))
+
+        def adapter(index: int, inputs: Tensor) -> Tensor:
+            layer = index - first
+            return torch.relu(inputs @ down[layer].T) @ up[layer].T
+
+        return adapter
+
+
+@torch.no_grad()
+def adapted_base(
+    backbone: BlockwiseBackbone, base: BaseFeatures, feature_blocks: int, adapters: SharedAdapters | None
+) -> BaseFeatures:
+    """Return base features as they are under shared adapters; the tokens to continue from stay.
+
+    Args:
+        backbone: the frozen network.
+        base: its frozen pass, with the tokens that enter the first adapted block.
+        feature_blocks: how many of the last blocks are summarised.
+        adapters: None leaves the features as they are.
+    """
+    if adapters is None or not len(base.features):
+        return base
+    assert base.tokens is not None
+    first = backbone.depth - len(adapters.down)
+    wanted = backbone.depth - feature_blocks
+    adapter = adapters.adapter(backbone)
+    # Blocks in front of the first adapter come out as the frozen network has them.
+    whole = feature_width(backbone, feature_blocks)
+    adapted = feature_width(backbone, min(backbone.depth - first, feature_blocks))
+    frozen = base.features[:, -whole:][:, : whole - adapted]
+    parts = []
+    for tokens in torch.split(base.tokens, BATCH):
+        outputs = enumerate(backbone.advance(tokens, first, backbone.depth, adapter), start=first)
+        parts.append(torch.cat([backbone.layer_features(t) for i, t in outputs if i >= wanted], dim=1))
+    return BaseFeatures(torch.cat([frozen, torch.cat(parts)], dim=1), base.tokens)
+
+
+def train_shared_adapters(
+    backbone: BlockwiseBackbone,
+    tokens: Tensor,
+    columns: Tensor,
+    settings: FirstSessionSettings,
+    *,
+    seed: int,
+) -> SharedAdapters:
+    """Train adapters from zero output, with a throw-away linear head on the last block's features.
+
+    Args:
+        backbone: the frozen network.
+        tokens: input of the first adapted block, (N, T, d).
+        columns: class of each sample, 0 to C - 1, int64 (N,).
+        settings: units, epochs, rate and place.
+        seed: everything random derives from it.
+
+    Raises:
+        Diverged: the loss is no longer finite.
+    """
+    layers, units, width = settings.adapter_blocks, settings.first_session_units, backbone.width
+    first, device = backbone.depth - layers, backbone.device
+    draw = torch.Generator().manual_seed(seed)
+    bound = math.sqrt(3.0 / width)
+    down = torch.empty(layers, units, width).uniform_(-bound, bound, generator=draw).to(device)
+    # Zero output weights: training starts at the frozen network, as LoRA does.
+    adapters = SharedAdapters(
+        down.requires_grad_(True), torch.zeros(layers, width, units, device=device).requires_grad_(True)
+    )
+    classes = int(columns.max()) + 1
+    head = torch.zeros(2 * width, classes, device=device, requires_grad=True)
+    bias = torch.zeros(classes, device=device, requires_grad=True)
+    parameters = [adapters.down, adapters.up, head, bias]
+    optimiser = torch.optim.AdamW(parameters, lr=settings.first_session_learning_rate)
+    for epoch in range(settings.first_session_epochs):
+        batches = torch.split(torch.randperm(len(columns), generator=draw), BATCH_SIZE)
+        for step, rows in enumerate(batches):
+            done = (epoch + step / len(batches)) / settings.first_session_epochs
+            for group in optimiser.param_groups:
+                rate = 0.5 * (1 + math.cos(math.pi * done))
+                group["lr"] = settings.first_session_learning_rate * rate
+            output = backbone.last(tokens[rows.to(device)], first, adapters.adapter(backbone))
+            logits = backbone.layer_features(output) @ head + bias
+            loss = cross_entropy(logits, columns[rows].to(device))
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the loss is {value} in epoch {epoch} of the first session's adaptation: lower "
+                    "first_session_learning_rate"
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+            optimiser.step()
+    return SharedAdapters(adapters.down.detach(), adapters.up.detach())
