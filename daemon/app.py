@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from types import FrameType
 
@@ -27,17 +28,21 @@ from daemon.events.publisher import EventPublisher
 from daemon.intake import Intake
 from daemon.live import LiveGenerations
 from daemon.messages.dead_letter import dead_letter_topic
+from daemon.messages.formats import TEXT
 from daemon.metrics import Metrics
+from daemon.owner_thread import OwnerThread
+from daemon.retention import DAY_SECONDS, Retention, written_topics
 from daemon.runtime import TorchRuntime
 from daemon.serving.batcher import Batcher
 from daemon.serving.http import HttpServer, create_app
+from daemon.serving.probes import stall_check
 from daemon.serving.request_topic import RequestTopic
 from daemon.serving.service import ServingService
 from daemon.serving.slot import LiveSlot
 from daemon.sessions.job import generations_directory
 from daemon.sessions.supervisor import SessionSupervisor
 from daemon.sessions.trainer import TrainerProcess
-from daemon.settings import Settings
+from daemon.settings import KafkaSource, Settings
 from daemon.sources import (
     control_topic,
     events_topic,
@@ -45,6 +50,7 @@ from daemon.sources import (
     open_reader,
     open_sink,
     open_source,
+    open_transactions,
     request_topics,
 )
 from daemon.sources.base import Sink
@@ -115,17 +121,20 @@ class Daemon:
         directory.clean()
         # The first time this fetches the weights, which takes a while.
         log.info("backbone.loading", backbone=settings.backbone.name)
-        self.runtime = TorchRuntime(
-            settings.backbone, directory.root, metrics, settings.limits.max_image_pixels
-        )
+        self.runtime = TorchRuntime(settings.backbone, directory.root, metrics, settings.limits)
         self.slots = {
             name: LiveSlot(name, settings.serving.max_resident_generations, metrics)
             for name in settings.streams
         }
-        events = OutboxEvents([name for name, s in settings.streams.items() if s.events.enabled])
-        self.live = LiveGenerations(self.state, self.runtime, self.slots, directory, metrics, clock, events)
+        self.events = OutboxEvents([name for name, s in settings.streams.items() if s.events.enabled])
+        self.live = LiveGenerations(
+            self.state, self.runtime, self.slots, directory, metrics, clock, self.events
+        )
         for name in settings.streams:
             self.live.restore(name)
+        self.sinks: dict[str, Sink] = {
+            name: open_sink(s.source, self.topics) for name, s in settings.streams.items()
+        }
         self.supervisor = SessionSupervisor(
             settings,
             self.state,
@@ -133,10 +142,12 @@ class Daemon:
             self.live,
             metrics,
             clock,
-            events,
+            self.sinks,
+            self.events,
         )
-        self.sinks: dict[str, Sink] = {
-            name: open_sink(s.source, self.topics) for name, s in settings.streams.items()
+        self.sources = {
+            name: open_source(name, s.source, self.topics, clock, metrics)
+            for name, s in settings.streams.items()
         }
         self.intakes = {name: self._intake(name) for name in settings.streams}
         # A stream whose events were switched off may have some left from before: they are published still.
@@ -148,9 +159,12 @@ class Daemon:
                 sink=self.sinks[name],
                 metrics=metrics,
                 clock=clock,
+                transactions=open_transactions(name, "events", s, metrics),
             )
             for name, s in settings.streams.items()
         }
+        self.commands: dict[str, ControlTopic] = {}
+        self.requests: dict[str, RequestTopic] = {}
         self._start_serving()
         self.commands = {
             name: self._control_topic(name) for name, s in settings.streams.items() if s.control.enabled
@@ -158,6 +172,14 @@ class Daemon:
         self.requests = {
             name: self._request_topic(name) for name, s in settings.streams.items() if s.requests.enabled
         }
+        self.retention = Retention(
+            settings.retention,
+            [topic for name, s in settings.streams.items() for topic in written_topics(name, s)],
+            state=self.state,
+            topics=self.topics,
+            metrics=metrics,
+            clock=clock,
+        )
         for intake in self.intakes.values():
             intake.start()
         self.supervisor.start()
@@ -167,6 +189,7 @@ class Daemon:
             commands.start()
         for requests in self.requests.values():
             requests.start()
+        self.retention.start()
         log.info(
             "daemon.started",
             streams=sorted(settings.streams),
@@ -181,13 +204,14 @@ class Daemon:
         settings = self.settings.streams[stream]
         return Intake(
             stream,
-            source=open_source(stream, settings.source, self.topics, self.clock, self.metrics),
+            source=self.sources[stream],
             sink=self.sinks[stream],
             state=self.state,
             metrics=self.metrics,
             clock=self.clock,
             limits=self.settings.limits,
             default_content_type=settings.default_content_type,
+            content_types=self.runtime.backbone.content_types,
             on_stored=lambda _: self.supervisor.notify(stream),
         )
 
@@ -199,6 +223,8 @@ class Daemon:
             control_topic(stream, settings),
             letters=dead_letter_topic(labelled_topic(stream, settings.source)),
             secret=None if secret is None else secret.get_secret_value(),
+            remembered_seconds=self.settings.retention.command_id_days * DAY_SECONDS,
+            events=self.events,
             reader=open_reader(settings.source, self.topics),
             control=self.control,
             sink=self.sinks[stream],
@@ -219,17 +245,29 @@ class Daemon:
             state=self.state,
             metrics=self.metrics,
             clock=self.clock,
+            transactions=open_transactions(stream, "requests", settings, self.metrics),
         )
 
     def _start_serving(self) -> None:
         self.batcher = Batcher(self.settings.serving, self.metrics)
         self.batcher.start()
         self.service = ServingService(
-            self.slots, self.batcher, self.metrics, self.settings.serving, self.settings.limits
+            self.slots,
+            self.batcher,
+            self.metrics,
+            self.settings.serving,
+            self.settings.limits,
+            frozenset(self.slots) if TEXT in self.runtime.backbone.content_types else frozenset(),
         )
         self.service.live_checks["sessions"] = self._check_sessions
         for name, intake in self.intakes.items():
             self.service.live_checks[f"intake:{name}"] = partial(self._check_intake, intake)
+        self.service.live_checks["topics"] = self._check_topics
+        for name, stream in self.settings.streams.items():
+            if isinstance(stream.source, KafkaSource) and stream.source.on_stall == "restart":
+                self.service.live_checks[f"partitions:{name}"] = stall_check(
+                    self.sources[name].stalled, stream.source.stall_seconds
+                )
         self.control = DaemonControl(
             self.settings,
             self.state,
@@ -260,13 +298,34 @@ class Daemon:
         silent = self.clock.monotonic() - self.supervisor.heartbeat
         return silent < STALL_SECONDS, f"last turn {silent:.1f} s ago"
 
+    def _check_topics(self) -> tuple[bool, str]:
+        now, longest = self.clock.monotonic(), 0.0
+        for stream, thread in self._topic_threads():
+            if thread.failed is not None:
+                return False, f"{thread.name} stopped: {thread.failed}"
+            source, silent = self.settings.streams[stream].source, now - thread.heartbeat
+            # In one turn a broker that is away may hold up a look into a topic, and a delivery.
+            waits = (
+                source.request_timeout_seconds + source.delivery_timeout_seconds
+                if isinstance(source, KafkaSource)
+                else 0.0
+            )
+            if silent >= STALL_SECONDS + waits:
+                return False, f"{thread.name}: last turn {silent:.1f} s ago"
+            longest = max(longest, silent)
+        return True, f"last turns at most {longest:.1f} s ago"
+
+    def _topic_threads(self) -> Iterator[tuple[str, OwnerThread]]:
+        yield from self.publishers.items()
+        yield from self.commands.items()
+        yield from self.requests.items()
+
     def _failure(self) -> BaseException | None:
         failures = [
             self.supervisor.failed,
+            self.retention.failed,
             *(intake.failed for intake in self.intakes.values()),
-            *(publisher.failed for publisher in self.publishers.values()),
-            *(commands.failed for commands in self.commands.values()),
-            *(requests.failed for requests in self.requests.values()),
+            *(thread.failed for _, thread in self._topic_threads()),
         ]
         return next((failure for failure in failures if failure is not None), None)
 
@@ -304,6 +363,9 @@ class Daemon:
             publisher.stop()
             if not publisher.join(JOIN_SECONDS):
                 log.error("daemon.thread_left", thread=f"events-{name}")
+        self.retention.stop()
+        if not self.retention.join(JOIN_SECONDS):
+            log.error("daemon.thread_left", thread=self.retention.name)
         self.http.stop(self.settings.serving.drain_seconds)
         self.batcher.drain(self.settings.serving.drain_seconds)
         self.batcher.stop()

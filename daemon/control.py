@@ -12,6 +12,7 @@ from daemon.intake import Intake
 from daemon.live import LiveGenerations
 from daemon.runtime import Runtime
 from daemon.serving.slot import LiveSlot
+from daemon.sessions.forgetting import FORGET, REMEMBER, ForgettingRequest
 from daemon.sessions.supervisor import SessionSupervisor
 from daemon.settings import KafkaSource, Settings
 from daemon.sources import labelled_topic
@@ -21,6 +22,8 @@ from daemon.state.base import ClassRecord, ClassState, Decision, GenerationRecor
 
 # Longer than a session's start takes; a client that flushes during a session gets its answer in time.
 FLUSH_SECONDS = 5.0
+# Longer than a generation takes to be loaded and warmed up, which is all that delays the answer.
+WISH_SECONDS = 20.0
 
 
 class DaemonControl:
@@ -136,6 +139,14 @@ class DaemonControl:
         self._supervisor.notify(stream)
         return {"generation": record.digest, "generation_number": record.number}
 
+    def forget(self, stream: str, label: str) -> Mapping[str, Any]:
+        """Have a class forgotten."""
+        return self._wish(FORGET, stream, label)
+
+    def remember(self, stream: str, label: str) -> Mapping[str, Any]:
+        """Let a forgotten class be learnt again."""
+        return self._wish(REMEMBER, stream, label)
+
     def ingest(self, stream: str, message: Message) -> Mapping[str, Any]:
         """Append a message to the stream's embedded topic."""
         source = self._stream(stream).source
@@ -145,6 +156,13 @@ class DaemonControl:
             )
         offsets = self._topics.append(labelled_topic(stream, source), [message])
         return {"topic": labelled_topic(stream, source), "partition": 0, "offset": offsets[0]}
+
+    def _wish(self, what: str, stream: str, label: str) -> Mapping[str, Any]:
+        self._stream(stream)
+        answer = self._supervisor.wish(ForgettingRequest(what, stream, label), WISH_SECONDS)
+        if answer is None:
+            return {"accepted": False, "queued": True, "reason": "a generation is loading; this is next"}
+        return {"accepted": True, "queued": False, "reason": answer}
 
     def _stream(self, stream: str) -> Any:
         try:

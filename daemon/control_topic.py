@@ -4,7 +4,8 @@ The offset moves, and the command's id is noted, in one transaction *before* the
 Killed between the two, the daemon never carries it out. The other order would carry it out twice, and
 that is worse: a rollback "to the one before" done twice goes back two generations and nobody sees why,
 while a command without effect is seen by whoever sent it (its decision is missing) and sent again under
-another id. For the same reason a command whose id was taken before is left out, whoever repeats it.
+another id. For the same reason a command whose id was taken before is left out, whoever repeats it, and
+one that is older than ids are remembered is refused (`daemon.messages.command_age`).
 
 A state that sees the topic for the first time begins at its end: the commands there were meant for
 another state. A topic that did not exist then is read from its beginning.
@@ -13,21 +14,24 @@ another state. A topic that did not exist then is read from its beginning.
 from __future__ import annotations
 
 import random
-import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 
-from daemon.backoff import Backoff
 from daemon.clock import Clock
-from daemon.errors import DeadLetter, ServingError, StreamError, SwapError
-from daemon.messages.control import Command, Flush, Pause, Promote, Resume, Rollback, parse_command
+from daemon.errors import DeadLetter, ServingError, SwapError
+from daemon.events.base import Events
+from daemon.messages.command_age import check_age, command_date
+from daemon.messages.control import Command, Flush, Forget, Pause, Promote, Resume, Rollback, parse_command
 from daemon.messages.dead_letter import dead_letter_message
+from daemon.messages.events import CommandEnded
 from daemon.messages.parse import Rejected
 from daemon.metrics import Metrics
+from daemon.owner_thread import OwnerThread
 from daemon.serving.control import Control
 from daemon.sources.base import Extent, Place, Reader, Record, Sink
 from daemon.state.base import DeadSample, Decision, State
+from daemon.topic_lag import show_lag
 
 log = structlog.get_logger(__name__)
 
@@ -36,17 +40,16 @@ COMMANDS_AT_ONCE = 50
 KIND = "control"
 
 
-class ControlTopic:
-    """Owns the thread that carries out the commands of one stream's control topic.
-
-    Attributes:
-        failed: what ended the thread although nobody asked it to, None while all is well.
+class ControlTopic(OwnerThread):
+    """Carries out the commands of one stream's control topic.
 
     Args:
         stream: the stream's name.
         topic: where its commands come from.
         letters: where bad ones go.
         secret: of their signatures; None takes unsigned commands.
+        remembered_seconds: how long their ids are remembered; an older command is refused.
+        events: tell what came of each.
         reader: of the log; owned by the thread from its start.
         control: carries commands out.
         sink, state, metrics, clock: the parts it works with.
@@ -60,6 +63,8 @@ class ControlTopic:
         *,
         letters: str,
         secret: str | None,
+        remembered_seconds: float,
+        events: Events,
         reader: Reader,
         control: Control,
         sink: Sink,
@@ -68,53 +73,22 @@ class ControlTopic:
         clock: Clock,
         random_source: random.Random | None = None,
     ) -> None:
+        super().__init__(f"control-{stream}", clock, random_source)
         self._stream, self._topic, self._letters, self._secret = stream, topic, letters, secret
+        self._remembered_seconds, self._events = remembered_seconds, events
         self._reader, self._control, self._sink = reader, control, sink
-        self._state, self._metrics, self._clock = state, metrics, clock
-        self._backoff = Backoff(random_source or random.Random())
-        self._trouble = ""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"control-{stream}", daemon=True)
-        self.failed: BaseException | None = None
+        self._state, self._metrics = state, metrics
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask the thread to end after the command it carries out."""
-        self._stop.set()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread to end, at most that long (s); return whether it has."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def turn(self) -> float:
-        """Carry out what is there, and return how long to wait before the next turn, in seconds."""
-        try:
-            extents = self._reader.extents(self._topic)
-            for place, offset in self._positions(extents).items():
-                if offset < extents[place.partition].end:
-                    self._take_all(place, offset)
-        except StreamError as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                log.warning("control.unavailable", stream=self._stream, topic=self._topic, error=str(error))
-            return self._backoff.delay()
-        self._backoff.reset()
-        self._trouble = ""
+    def work(self) -> float:
+        """Carry out what is there."""
+        extents = self._reader.extents(self._topic)
+        for place, offset in self._positions(extents).items():
+            self._take_all(place, offset, extents[place.partition].end)
         return POLL_SECONDS
 
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                self._clock.wait(self._stop, self.turn())
-        except Exception as error:
-            self.failed = error
-            log.exception("control.failed", stream=self._stream)
-        finally:
-            self._reader.close()
+    def release(self) -> None:
+        """Close the reader."""
+        self._reader.close()
 
     def _positions(self, extents: Mapping[int, Extent]) -> dict[Place, int]:
         """Return the next offset of each partition, and remember where new ones begin."""
@@ -145,9 +119,10 @@ class ControlTopic:
             positions[place] = offset
         return positions
 
-    def _take_all(self, place: Place, offset: int) -> None:
+    def _take_all(self, place: Place, offset: int, end: int) -> None:
         while not self._stop.is_set():
-            records = self._reader.read(self._topic, place.partition, offset, COMMANDS_AT_ONCE)
+            records = self._read(place, offset) if offset < end else ()
+            show_lag(self._metrics, self._stream, KIND, place, end - offset, records, self._clock)
             if not records:
                 return
             for record in records:
@@ -156,13 +131,18 @@ class ControlTopic:
                 self._take(record)
             offset = records[-1].offset + 1
 
+    def _read(self, place: Place, offset: int) -> Sequence[Record]:
+        return self._reader.read(place.topic, place.partition, offset, COMMANDS_AT_ONCE)
+
     def _take(self, record: Record) -> None:
         try:
             command = parse_command(record, self._stream, self._secret)
+            date = command_date(command, record, signed=self._secret is not None)
+            check_age(date, self._clock.now(), self._remembered_seconds)
         except DeadLetter as error:
             self._refuse(record, error)
             return
-        if not self._state.take_command(self._stream, record.place, record.offset + 1, command.id):
+        if not self._state.take_command(self._stream, record.place, record.offset + 1, command.id, date):
             log.warning("control.duplicate", stream=self._stream, command=command.command, id=command.id)
             self._count("duplicate")
             return
@@ -178,7 +158,10 @@ class ControlTopic:
             reason,
             {"id": command.id, "offset": record.offset},
         )
-        self._state.record_decision(self._stream, decision)
+        ended = CommandEnded(
+            stream=self._stream, command=command.command, command_id=command.id, done=done, reason=reason
+        )
+        self._state.record_decision(self._stream, decision, self._events.of(decision.at, ended))
         self._count("done" if done else "failed")
         log.info(
             "control.executed" if done else "control.refused",
@@ -203,6 +186,8 @@ class ControlTopic:
             case Promote() | Rollback():
                 answer = control.rollback(stream, command.generation)
                 return f"generation {answer['generation_number']} is live"
+            case Forget():
+                return str(control.forget(stream, command.label)["reason"])
 
     def _refuse(self, record: Record, error: DeadLetter) -> None:
         """Make the dead letter durable, then go past the message."""

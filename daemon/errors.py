@@ -7,23 +7,29 @@ DaemonError
 │   ├── OffsetGap            records between the stored offset and the log's start are gone
 │   ├── SourceUnavailable    the broker, log or folder cannot be reached now
 │   └── MessageRefused       the log will never take this message
+├── FencedProducer        another daemon writes this stream's output now; nothing was written
 ├── SwapError             a generation could not be made live; the old one still answers
 ├── ServingError          a request could not be answered
 │   ├── BadRequest           the request is malformed; the message says what to send instead
 │   ├── TooLarge             the request is above a size limit
 │   ├── UnknownStream        no stream of that name is served here
 │   ├── UnknownGeneration    the stream has no such generation, or it is no longer resident
+│   ├── UnknownClass         the stream has no class of that label
+│   ├── ForgettingRefused    a class cannot be forgotten, or remembered, as things stand
 │   ├── NotReady             the stream has no live generation yet
 │   ├── Overloaded           the queue is full, or the service is stopping
 │   └── RequestTimeout       no answer within the time allowed
 └── StateError
     ├── StateLocked          another daemon owns the state directory
     ├── FencedOwner          another daemon has taken over since; nothing was written
+    ├── LabelForgotten       a sample's label is not taken in any more; nothing was written
+    ├── UnreadableSamples    stored samples cannot be decoded
     └── StateVersionMismatch another release wrote the state
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -50,6 +56,8 @@ class DeadLetterReason(StrEnum):
     BAD_PAYLOAD = "bad_payload"
     BAD_SIGNATURE = "bad_signature"
     UNSUPPORTED_COMMAND = "unsupported_command"
+    EXPIRED_COMMAND = "expired_command"
+    CLASS_FORGOTTEN = "class_forgotten"
 
 
 class DeadLetter(StreamError):
@@ -76,6 +84,10 @@ class MessageRefused(StreamError):
     """The log will never take this message: it is too large, or its topic is missing or forbidden."""
 
 
+class FencedProducer(DaemonError):
+    """Another daemon writes this stream's output now, with transactions of the same name."""
+
+
 class SwapError(DaemonError):
     """A generation could not be made live; the old one still answers."""
 
@@ -100,6 +112,14 @@ class UnknownGeneration(ServingError):
     """The stream has no such generation, or it is no longer resident."""
 
 
+class UnknownClass(ServingError):
+    """The stream has no class of that label."""
+
+
+class ForgettingRefused(ServingError):
+    """A class cannot be forgotten, or remembered, as things stand; the message says what to do."""
+
+
 class NotReady(ServingError):
     """The stream has no live generation yet."""
 
@@ -122,6 +142,23 @@ class StateLocked(StateError):
 
 class FencedOwner(StateError):
     """Another daemon has taken the state over since; nothing was written."""
+
+
+class LabelForgotten(StateError):
+    """A sample's label is of a class that was forgotten; nothing was written."""
+
+
+class UnreadableSamples(StateError):
+    """Stored samples cannot be decoded.
+
+    Attributes:
+        reasons: what is wrong, by sample id.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        sample_id, reason = next(iter(reasons.items()))
+        super().__init__(f"{len(reasons)} stored samples cannot be decoded; {sample_id!r}: {reason}")
+        self.reasons = dict(reasons)
 
 
 class StateVersionMismatch(StateError):

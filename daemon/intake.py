@@ -4,21 +4,27 @@ The order is what makes delivery exactly-once in effect: dead letters are durabl
 before the state's transaction moves the offsets past them, and the log is told only afterwards. Kill
 the process anywhere and the next start reads again from the state's offsets; ids and idempotency keys
 make the repetition harmless.
+
+A transaction mostly waits for the disk, so it runs in a second thread while this one polls and parses
+what comes next. There is one at a time: the next begins when the previous one's outcome is known.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 import structlog
 
 from daemon.backoff import Backoff
 from daemon.clock import Clock
-from daemon.errors import SourceUnavailable
+from daemon.errors import LabelForgotten, SourceUnavailable
 from daemon.messages.dead_letter import dead_letter_message, dead_letter_topic
 from daemon.messages.parse import ParsedRecord, parse_record
+from daemon.messages.refuse import without_labels
 from daemon.metrics import Metrics
 from daemon.outcomes import record_outcomes
 from daemon.settings import LimitSettings
@@ -29,7 +35,18 @@ log = structlog.get_logger(__name__)
 
 # The group expels a silent consumer; half of "every second" leaves room for the store's transaction.
 _POLL_SECONDS = 0.5
-_MAX_RECORDS = 500
+# Records of one transaction: a commit waits for the disk however few they are. A Kafka source ends a poll
+# earlier, by bytes.
+_MAX_RECORDS = 2000
+
+
+@dataclass(frozen=True)
+class _Storing:
+    """A transaction that is under way."""
+
+    parsed: Sequence[ParsedRecord]
+    next_offsets: Mapping[Place, int]
+    outcome: Future[StoreResult]
 
 
 class Intake:
@@ -52,6 +69,7 @@ class Intake:
         clock: Clock,
         limits: LimitSettings,
         default_content_type: str | None,
+        content_types: Collection[str],
         on_stored: Callable[[StoreResult], None],
         random_source: random.Random | None = None,
     ) -> None:
@@ -63,12 +81,15 @@ class Intake:
         self._clock = clock
         self._limits = limits
         self._default_content_type = default_content_type
+        self._content_types = content_types
         self._on_stored = on_stored
         self._backoff = Backoff(random_source or random.Random())
         self._stop = threading.Event()
         self._pause_wanted = threading.Event()
         self._paused = False
         self._last_poll = clock.monotonic()
+        self._storing: _Storing | None = None
+        self._store_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"store-{stream}")
         self._thread = threading.Thread(target=self._run, name=f"intake-{stream}", daemon=True)
         self._log = log.bind(stream=stream)
         self.heartbeat = clock.monotonic()
@@ -102,6 +123,7 @@ class Intake:
             self._start_source()
             while not self._stop.is_set():
                 self._step()
+            self._settle()
         except Exception as error:  # noqa: BLE001 - whatever it is, going on could skip a record
             self.failed = error
             self._metrics.source_up.labels(self._stream).set(0)
@@ -125,35 +147,63 @@ class Intake:
         self._beat()
         self._apply_pause()
         try:
-            records = self._poll(_POLL_SECONDS)
+            # With a transaction under way only what is there already, so that its outcome waits for nothing.
+            records = self._poll(0.0 if self._storing else _POLL_SECONDS)
         except SourceUnavailable as error:
+            self._settle()
             self._lost("poll", error)
             self._rest(self._backoff.delay())
             return
         self._found()
-        if records:
-            self._take_in(records)
+        parsed = [self._parse(record) for record in records]
+        self._settle()
+        if parsed:
+            self._take_in(parsed)
         self._observe_lag()
 
-    def _take_in(self, records: Sequence[Record]) -> None:
-        parsed = [self._parse(record) for record in records]
+    def _take_in(self, parsed: Sequence[ParsedRecord]) -> None:
+        """Make the dead letters durable and begin the transaction."""
+        parsed = without_labels(parsed, self._state.refused_labels(self._stream))
         if not self._send_dead_letters(parsed):
             return
         next_offsets: dict[Place, int] = {}
-        for record in records:
-            next_offsets[record.place] = max(next_offsets.get(record.place, 0), record.offset + 1)
+        for item in parsed:
+            place = item.record.place
+            next_offsets[place] = max(next_offsets.get(place, 0), item.record.offset + 1)
         samples = [sample for item in parsed for sample in item.samples]
         dead = [rejected.dead for item in parsed for rejected in item.dead]
-        result = self._state.store(self._stream, samples, dead, next_offsets)
-        self._commit(next_offsets)
-        self._count(parsed, result)
+        outcome = self._store_thread.submit(self._state.store, self._stream, samples, dead, next_offsets)
+        self._storing = _Storing(parsed, next_offsets, outcome)
+
+    def _settle(self) -> None:
+        """Wait for the transaction under way, if there is one; tell the log and count."""
+        storing, self._storing = self._storing, None
+        if storing is None:
+            return
+        while not wait((storing.outcome,), _POLL_SECONDS).done:
+            self._beat()
+        try:
+            result = storing.outcome.result()
+        except LabelForgotten:
+            # An operator had a class forgotten since the labels were looked at: look again.
+            self._take_in(storing.parsed)
+            self._settle()
+            return
+        self._commit(storing.next_offsets)
+        self._count(storing.parsed, result)
         try:
             self._on_stored(result)
         except Exception as error:  # noqa: BLE001 - the samples are stored; the listener's fault loses none
             self._log.exception("intake.listener_failed", error=str(error))
 
     def _parse(self, record: Record) -> ParsedRecord:
-        return parse_record(record, self._limits, self._default_content_type, on_sample=self._breathe)
+        return parse_record(
+            record,
+            self._limits,
+            self._default_content_type,
+            on_sample=self._breathe,
+            accepted=self._content_types,
+        )
 
     def _send_dead_letters(self, parsed: Sequence[ParsedRecord]) -> bool:
         """Make the dead letters durable, however long the log is away; False if told to stop first."""
@@ -183,7 +233,7 @@ class Intake:
             self._found()
         return True
 
-    def _commit(self, next_offsets: dict[Place, int]) -> None:
+    def _commit(self, next_offsets: Mapping[Place, int]) -> None:
         try:
             self._source.commit(next_offsets)
         except SourceUnavailable as error:
@@ -265,6 +315,7 @@ class Intake:
         self._metrics.source_up.labels(self._stream).set(1)
 
     def _close_source(self) -> None:
+        self._store_thread.shutdown()
         try:
             self._source.close()
         except Exception as error:  # noqa: BLE001 - the thread ends anyway, and everything is stored

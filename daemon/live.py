@@ -7,11 +7,12 @@ mended by the next start, which restores what the state says.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
+from cl_engine.errors import EngineError
 from cl_engine.generation import GenerationDirectory
 from daemon.clock import Clock
 from daemon.errors import SwapError, UnknownGeneration
@@ -68,7 +69,9 @@ class LiveGenerations:
             log.info("generation.restored", stream=stream, generation=record.number, digest=record.digest)
         return record
 
-    def promote(self, stream: str, digest: str, commit: Callable[[], None]) -> GenerationRecord:
+    def promote(
+        self, stream: str, digest: str, commit: Callable[[], None], removed: Sequence[str] = ()
+    ) -> GenerationRecord:
         """Make a new generation live.
 
         Args:
@@ -76,6 +79,7 @@ class LiveGenerations:
             digest: complete on disk.
             commit: ends the session and moves the durable pointer, in one transaction; called once the
                 generation is built and warm.
+            removed: digests that leave memory now, and the stream's list with `commit`.
 
         Raises:
             SwapError: it could not be made ready; nothing has changed.
@@ -91,6 +95,7 @@ class LiveGenerations:
             assert record is not None
             assert record.digest == digest
             report = self._slots[stream].publish(ready, record.number)
+            self._slots[stream].discard(removed)
             self._metrics.swaps.labels(stream, "promoted").inc()
             self._show(stream, record)
         log.info(
@@ -153,6 +158,64 @@ class LiveGenerations:
             pause_seconds=report.pause_seconds,
         )
         return target
+
+    def classes(self, stream: str) -> dict[int, str]:
+        """Return the live generation's classes, id to label; none before the first promotion."""
+        live = self._state.live(stream)
+        return {} if live is None else self._class_table(live.digest)
+
+    def method(self, stream: str) -> str:
+        """Return the method of the live generation, which there must be."""
+        live = self._state.live(stream)
+        assert live is not None, "no generation is live"
+        return str(self._directory.manifest(live.digest)["method"])
+
+    def holding(self, stream: str, class_id: int) -> tuple[str, ...]:
+        """Return the digests of the stream's generations that hold a class; unreadable ones may."""
+        found = []
+        for record in self._state.generations(stream):
+            try:
+                holds = class_id in self._class_table(record.digest)
+            except EngineError as error:
+                log.warning("generation.unreadable", stream=stream, digest=record.digest, error=str(error))
+                holds = True
+            if holds:
+                found.append(record.digest)
+        return tuple(found)
+
+    def prune(self, stream: str, keep: int) -> tuple[str, ...]:
+        """Take the generations off the stream's list that a rollback is not to reach any more.
+
+        Kept are the `keep` newest, the live one and those in memory.
+
+        Returns:
+            The digests taken off; `sweep` deletes their files.
+        """
+        with self._lock:
+            live = self._state.live(stream)
+            kept = {ref.digest for ref in self._slots[stream].residents()}
+            kept |= set() if live is None else {live.digest}
+            old = self._state.generations(stream)[:-keep]
+            removed = tuple(record.digest for record in old if record.digest not in kept)
+            if removed:
+                self._state.remove_generations(stream, removed)
+                log.info("generation.pruned", stream=stream, digests=removed)
+        return removed
+
+    def sweep(self) -> None:
+        """Delete the files of every generation on no stream's list: pruned, rejected, or left by a kill.
+
+        Only while no trainer works: what it has just written is on no list yet.
+        """
+        with self._lock:
+            listed = self._state.generation_digests()
+            for digest in self._directory.digests():
+                if digest not in listed:
+                    self._directory.remove(digest)
+                    log.info("generation.deleted", digest=digest)
+
+    def _class_table(self, digest: str) -> dict[int, str]:
+        return {int(entry[0]): str(entry[1]) for entry in self._directory.manifest(digest)["classes"]}
 
     def _find(self, stream: str, wanted: str | None) -> GenerationRecord:
         records = {record.number: record for record in self._state.generations(stream)}

@@ -20,10 +20,12 @@ SWAP_OUTCOMES = ("promoted", "rolled_back", "failed")
 ACCURACY_KINDS = ("last", "average", "min_class")
 REQUEST_OUTCOMES = ("ok", "bad_request", "not_ready", "overloaded", "timeout", "error")
 ENDPOINTS = ("infer", "classify", "topic")
-CLASS_STATES = ("live", "pending")
+CLASS_STATES = ("live", "pending", "forgetting", "forgotten")
 BUFFER_STATES = ("ready", "waiting")
 # `dead_lettered` are bad or unsupported, `failed` were carried out and did not succeed.
 COMMAND_OUTCOMES = ("done", "failed", "duplicate", "dead_lettered")
+TRANSACTION_OUTCOMES = ("committed", "aborted", "fenced")
+ID_KINDS = ("command", "message_key")
 SWAP_PHASES = ("build", "warmup", "publish", "drain")
 
 # A request on one CPU core takes tens of milliseconds, on a GPU one to five.
@@ -54,6 +56,12 @@ class Metrics:
             "accrete_samples",
             "Samples found in consumed records; the outcomes add up to all of them.",
             ("stream", "outcome"),
+            registry=r,
+        )
+        self.samples_withdrawn = Counter(
+            "accrete_samples_withdrawn",
+            "Samples counted as stored that a session could not decode: they are dead letters now.",
+            ("stream",),
             registry=r,
         )
         self.dead_letters = Counter(
@@ -155,6 +163,18 @@ class Metrics:
         self.session_restarts = Counter(
             "accrete_session_restarts",
             "Sessions taken up again after a crash or a restart.",
+            ("stream",),
+            registry=r,
+        )
+        self.trainer_stalls = Counter(
+            "accrete_trainer_stalls",
+            "Trainer processes ended because they reported no progress for too long; the session is resumed.",
+            ("stream",),
+            registry=r,
+        )
+        self.classes_forgotten = Counter(
+            "accrete_classes_forgotten",
+            "Classes taken out of the live generation, with every sample of theirs.",
             ("stream",),
             registry=r,
         )
@@ -277,10 +297,45 @@ class Metrics:
             ("stream", "outcome"),
             registry=r,
         )
+        self.transactions = Counter(
+            "accrete_transactions",
+            "Kafka transactions of events and predictions; the outcomes add up to all that have ended. "
+            "fenced: another daemon has taken over.",
+            ("stream", "outcome"),
+            registry=r,
+        )
+        self.topic_lag_records = Gauge(
+            "accrete_topic_lag_records",
+            "Records of the stream's control and requests topics that are not dealt with yet.",
+            ("stream", "kind", "partition"),
+            registry=r,
+        )
+        self.topic_lag_seconds = Gauge(
+            "accrete_topic_lag_seconds",
+            "Age of the oldest record of the control and requests topics not dealt with yet, 0 if none.",
+            ("stream", "kind", "partition"),
+            registry=r,
+        )
+        self.remembered_ids = Gauge(
+            "accrete_remembered_ids",
+            "Ids kept to recognise what comes again, as of the last turn of their pruning: of commands, and "
+            "idempotency keys of the embedded log's messages.",
+            ("kind",),
+            registry=r,
+        )
+        self.forgotten_ids = Counter(
+            "accrete_forgotten_ids",
+            "Ids forgotten because they were kept for as long as retention says.",
+            ("kind",),
+            registry=r,
+        )
         self.ready = Gauge("accrete_ready", "1 while the daemon answers /readyz with 200.", registry=r)
 
     def initialise(self, streams: Sequence[str], policies: Sequence[str]) -> None:
         """Create every label combination, so that `rate()` sees a zero before the first event."""
+        for id_kind in ID_KINDS:
+            self.remembered_ids.labels(id_kind)
+            self.forgotten_ids.labels(id_kind)
         for stream in streams:
             for outcome in RECORD_OUTCOMES:
                 self.records_consumed.labels(stream, outcome)
@@ -299,6 +354,8 @@ class Metrics:
                 self.events_published.labels(stream, event.value)
             for outcome in COMMAND_OUTCOMES:
                 self.control_commands.labels(stream, outcome)
+            for outcome in TRANSACTION_OUTCOMES:
+                self.transactions.labels(stream, outcome)
             for phase in SWAP_PHASES:
                 self.swap_duration.labels(stream, phase)
             for state in BUFFER_STATES:
@@ -315,7 +372,10 @@ class Metrics:
                 self.last_poll,
                 self.source_up,
                 self.consumer_paused,
+                self.samples_withdrawn,
                 self.session_restarts,
+                self.trainer_stalls,
+                self.classes_forgotten,
                 self.session_duration,
                 self.session_running,
                 self.session_progress,

@@ -9,13 +9,13 @@ from typing import Protocol
 
 import torch
 
-from cl_engine.backbones import FrozenModel, load_backbone
 from cl_engine.errors import EngineError
 from cl_engine.generation import GenerationDirectory
 from cl_engine.learners import Servable, servable
+from daemon.backbone import load
 from daemon.errors import SwapError
 from daemon.metrics import Metrics
-from daemon.settings import BackboneSettings
+from daemon.settings import BackboneSettings, LimitSettings
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,15 @@ class TorchRuntime:
         settings: which backbone and where.
         generations: directory of the generations.
         metrics: for the durations of build and warm-up.
-        max_image_pixels: limit on request images.
+        limits: bounds on request payloads.
     """
 
     def __init__(
-        self, settings: BackboneSettings, generations: Path, metrics: Metrics, max_image_pixels: int
+        self, settings: BackboneSettings, generations: Path, metrics: Metrics, limits: LimitSettings
     ) -> None:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        self.backbone: FrozenModel = load_backbone(
-            settings.name,
-            image_size=settings.image_size,
-            weights=settings.weights,
-            device=settings.device,
-            dtype=settings.dtype,
-        )
-        self.backbone.max_pixels = max_image_pixels
+        self.backbone = load(settings, limits)
         self._directory = GenerationDirectory(generations)
         self._metrics = metrics
 
@@ -89,10 +82,9 @@ class TorchRuntime:
         except (EngineError, OSError) as error:
             raise SwapError(f"generation {digest} cannot be made ready: {error}") from error
         built = time.perf_counter()
-        size = self.backbone.image_size
         # Batches of one and of several take different kernels; both are run before anyone waits for them.
         for rows in (1, 2):
-            ready.predict(torch.zeros(rows, 3, size, size, dtype=torch.uint8))
+            ready.predict(self.backbone.blank(rows))
         warm = time.perf_counter()
         self._metrics.swap_duration.labels(stream, "build").observe(built - started)
         self._metrics.swap_duration.labels(stream, "warmup").observe(warm - built)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from daemon.address import read_address
 from daemon.errors import ConfigError
-from daemon.settings import Settings, load_settings
+from daemon.settings import OptionsCheck, Settings, load_settings
 
 # Without markup: labels and messages come from elsewhere and may hold what looks like it.
 # Into a pipe or a file nothing is cut off or wrapped: whatever reads it wants whole lines.
@@ -25,12 +25,13 @@ errors = Console(stderr=True, markup=False, width=None if sys.stderr.isatty() el
 TIMEOUT_SECONDS = 30.0
 
 
-def settings_or_exit(config: Path | None) -> Settings:
-    """Load the settings, or print every mistake and exit with status 2."""
+def settings_or_exit(config: Path | None, check_options: OptionsCheck | None = None) -> Settings:
+    """Load the settings, or print every mistake, one a line, and exit with status 2."""
     try:
-        return load_settings(config)
+        return load_settings(config, check_options=check_options)
     except ConfigError as error:
-        mistakes(str(error))
+        errors.print("The configuration has mistakes:", style="red", highlight=False)
+        errors.print(str(error), highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -91,12 +92,6 @@ def fail(message: str) -> NoReturn:
     """Print an error and exit with status 1."""
     errors.print(message, style="red", highlight=False)
     raise typer.Exit(1)
-
-
-def mistakes(lines: str) -> None:
-    """Print what is wrong with the configuration, one mistake a line."""
-    errors.print("The configuration has mistakes:", style="red", highlight=False)
-    errors.print(lines, highlight=False, soft_wrap=True)
 
 
 def listing(*columns: str, title: str | None = None) -> Table:

@@ -73,19 +73,12 @@ def _packages(settings: Settings) -> Iterator[Finding]:
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
-    from cl_engine.backbones import load_backbone
     from cl_engine.errors import AssetError
+    from daemon.backbone import load
 
-    wanted = settings.backbone
     try:
         with console.status("loading the backbone; the first time it is fetched"):
-            backbone = load_backbone(
-                wanted.name,
-                image_size=wanted.image_size,
-                weights=wanted.weights,
-                device=wanted.device,
-                dtype=wanted.dtype,
-            )
+            backbone = load(settings.backbone, settings.limits)
     except (AssetError, ValueError) as error:
         yield "backbone", False, str(error)
         return

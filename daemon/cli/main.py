@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from daemon.cli import dlq, lag, schemas, topics
-from daemon.cli.client import DaemonClient, console, fail, listing, mistakes, settings_or_exit
+from daemon.cli import command, dlq, forgetting, lag, schemas, topics
+from daemon.cli.client import DaemonClient, console, fail, listing, settings_or_exit
 from daemon.cli.options import Config, Stream, Url, local_time
 
 app = typer.Typer(
@@ -24,6 +25,9 @@ config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True
 app.add_typer(config_app, name="config")
 app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
+app.command()(forgetting.forget)
+app.command()(forgetting.remember)
+app.command()(command.command)
 app.command()(lag.lag)
 app.command()(schemas.schemas)
 
@@ -79,7 +83,10 @@ def bench(context: typer.Context) -> None:
 
 @app.command()
 def produce(
-    paths: Annotated[list[Path], typer.Argument(help="Directories (one per class, or of such) or files.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Directories (one per class, or of such), files, .tsv tables of text and label."),
+    ],
     config: Config = None,
     stream: Stream = None,
     label: Annotated[
@@ -139,7 +146,7 @@ def sessions(config: Config = None, url: Url = None, stream: Stream = None) -> N
         table.add_row(
             str(row["id"]),
             row["outcome"],
-            ", ".join(map(str, row["new_classes"])),
+            _classes(row),
             local_time(row["started_at"]),
             seconds,
             str(row["attempt"]),
@@ -232,13 +239,9 @@ def rollback(
 @config_app.command("check")
 def config_check(config: Config = None) -> None:
     """Check the configuration and exit with status 2 if anything is wrong."""
-    from daemon.cli.doctor import check_learners
+    from cl_engine.learners.registry import check_options
 
-    settings = settings_or_exit(config)
-    wrong = check_learners(settings)
-    if wrong:
-        mistakes("\n".join(wrong))
-        raise typer.Exit(2)
+    settings_or_exit(config, check_options)
     console.print("the configuration is valid")
 
 
@@ -274,6 +277,13 @@ def main() -> None:
 def accreted() -> None:
     """Run the daemon: `accreted --config FILE` is `accrete run --config FILE`."""
     typer.run(run)
+
+
+def _classes(session: Mapping[str, Any]) -> str:
+    """Say which classes a session introduces, or which one it takes out."""
+    if session["forgets"] is not None:
+        return f"without {session['forgets']}"
+    return ", ".join(map(str, session["new_classes"]))
 
 
 def _ratio(value: Any) -> str:

@@ -15,3 +15,5 @@ class EventKind(StrEnum):
     GATE_JUDGED = "gate.judged"
     GENERATION_PUBLISHED = "generation.published"
     GENERATION_ROLLED_BACK = "generation.rolled_back"
+    CLASS_FORGOTTEN = "class.forgotten"
+    COMMAND_ENDED = "command.ended"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daemon.messages.events import (
+    ClassForgotten,
     ClassName,
     Fact,
     GateJudged,
@@ -87,10 +88,20 @@ def ended_facts(
             )
         )
         facts.append(GenerationPublished(stream=stream, generation=generation, session=record.id))
+        if record.forgets is not None:
+            facts.append(forgotten_fact(stream, record.forgets, generation, classes))
     else:
         ended = SessionRejected if outcome is SessionOutcome.REJECTED else SessionFailed
         facts.append(ended(stream=stream, session=record.id, new_classes=names, reason=reason))
     return tuple(facts)
+
+
+def forgotten_fact(
+    stream: str, class_id: int, generation: str | None, classes: Sequence[ClassRecord]
+) -> ClassForgotten:
+    """Tell that a class was forgotten; `generation` is None where none held it."""
+    (label,) = (known.label for known in classes if known.id == class_id)
+    return ClassForgotten(stream=stream, class_id=class_id, label=label, generation=generation)
 
 
 def _names(record: SessionRecord, classes: Sequence[ClassRecord]) -> list[ClassName]:

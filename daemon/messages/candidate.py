@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from daemon.errors import DeadLetter
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One sample as its message has it, not checked yet."""
+class Candidate(NamedTuple):
+    """One sample as its message has it, not checked yet; a tuple, for there is one for each sample."""
 
     label: str | None
     content_type: str | None

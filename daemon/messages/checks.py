@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import lru_cache
 
 from cl_engine.errors import InputError
-from cl_engine.images import IMAGE_FORMATS, open_image
+from cl_engine.images import IMAGE_FORMATS, looks_whole, open_image
 from daemon.errors import DeadLetter, DeadLetterReason
 from daemon.messages.formats import TEXT, media_type
 
 MAX_ID_LENGTH = 512
+# Every type that some backbone decodes.
+PAYLOAD_TYPES = frozenset({*IMAGE_FORMATS, TEXT})
 # Control characters, halves of surrogate pairs, line and paragraph separators: nothing a person can read.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # Long enough to recognise a value in a log line, short enough for a header.
@@ -31,6 +34,10 @@ def checked_label(label: str | None, max_length: int) -> str:
     """
     if label is None:
         raise DeadLetter(DeadLetterReason.BAD_LABEL, "the label is missing: name the class of the sample")
+    return _checked_label(label, max_length) if len(label) > max_length else _usual_label(label, max_length)
+
+
+def _checked_label(label: str, max_length: int) -> str:
     text = unicodedata.normalize("NFC", label).strip()
     if not text:
         raise DeadLetter(DeadLetterReason.BAD_LABEL, "the label is empty: name the class of the sample")
@@ -49,6 +56,10 @@ def checked_label(label: str | None, max_length: int) -> str:
     return text
 
 
+# A stream has few labels and many samples; the longer ones are left out so that the memory is bounded.
+_usual_label = lru_cache(maxsize=1024)(_checked_label)
+
+
 def checked_id(sample_id: str | None, label: str, payload: bytes) -> str:
     """Return the sample's id; the SHA-256 of label and payload if the producer gave none.
 
@@ -57,7 +68,9 @@ def checked_id(sample_id: str | None, label: str, payload: bytes) -> str:
     """
     if sample_id is None:
         # A label has no NUL, so label and payload cannot run into each other.
-        return hashlib.sha256(label.encode() + b"\0" + payload).hexdigest()
+        digest = hashlib.sha256(label.encode() + b"\0")
+        digest.update(payload)
+        return digest.hexdigest()
     if not sample_id.strip() or len(sample_id) > MAX_ID_LENGTH or _unprintable(sample_id) is not None:
         raise DeadLetter(
             DeadLetterReason.BAD_ENVELOPE,
@@ -67,11 +80,18 @@ def checked_id(sample_id: str | None, label: str, payload: bytes) -> str:
     return sample_id
 
 
-def checked_content_type(content_type: str | None, default: str | None) -> str:
+def checked_content_type(
+    content_type: str | None, default: str | None, accepted: Collection[str] = PAYLOAD_TYPES
+) -> str:
     """Return the media type of a payload that a stream can take.
 
+    Args:
+        content_type: as the message has it.
+        default: for messages that have none.
+        accepted: media types that the stream's backbone can decode.
+
     Raises:
-        DeadLetter: missing without a default, of no supported type, or a text that is not UTF-8.
+        DeadLetter: missing without a default, of no accepted type, or a text that is not UTF-8.
     """
     given = content_type if content_type and content_type.strip() else default
     if given is None:
@@ -80,11 +100,11 @@ def checked_content_type(content_type: str | None, default: str | None) -> str:
             "the content type is missing: send it, or set default_content_type of the stream",
         )
     kind = media_type(given)
-    if kind not in IMAGE_FORMATS and kind != TEXT:
+    if kind not in accepted:
         raise DeadLetter(
             DeadLetterReason.BAD_CONTENT_TYPE,
-            f"the content type {shown(given)} is not supported: use one of "
-            f"{', '.join(sorted(IMAGE_FORMATS))}, {TEXT}",
+            f"the content type {shown(given)} is none that this stream takes: use one of "
+            f"{', '.join(sorted(accepted))}",
         )
     charset = _charset(given)
     if kind == TEXT and charset not in {"", "utf-8", "utf8", "us-ascii"}:
@@ -94,8 +114,11 @@ def checked_content_type(content_type: str | None, default: str | None) -> str:
     return kind
 
 
-def check_payload(payload: bytes, content_type: str, max_pixels: int) -> None:
-    """Decode the payload completely, to be sure that a session can.
+def check_payload(payload: bytes, content_type: str, max_pixels: int, max_text_bytes: int) -> None:
+    """Check what a payload shows without decoding it; decode it only if that leaves a doubt.
+
+    A PNG or JPEG that is whole by its structure passes: decoding each one would take most of intake's time,
+    and the session that reads it decodes it anyway (`check_decodes`). Any other image is decoded.
 
     Raises:
         DeadLetter: not what its content type says, damaged, empty or too large.
@@ -103,8 +126,17 @@ def check_payload(payload: bytes, content_type: str, max_pixels: int) -> None:
     if not payload:
         raise DeadLetter(DeadLetterReason.BAD_PAYLOAD, "the payload is empty: send the sample's bytes")
     if content_type == TEXT:
-        _check_text(payload)
-        return
+        _check_text(payload, max_text_bytes)
+    elif not looks_whole(payload, content_type, max_pixels):
+        check_decodes(payload, content_type, max_pixels)
+
+
+def check_decodes(payload: bytes, content_type: str, max_pixels: int) -> None:
+    """Decode an image completely.
+
+    Raises:
+        DeadLetter: not what its content type says, damaged or too large.
+    """
     try:
         open_image(payload, content_type, max_pixels)
     except InputError as error:
@@ -134,7 +166,13 @@ def check_critical(names: Iterable[str], understood: frozenset[str]) -> None:
         )
 
 
-def _check_text(payload: bytes) -> None:
+def _check_text(payload: bytes, max_bytes: int) -> None:
+    if len(payload) > max_bytes:
+        raise DeadLetter(
+            DeadLetterReason.TOO_LARGE,
+            f"the text has {len(payload)} bytes, the limit is {max_bytes}: send a part of it or raise "
+            "limits.max_text_bytes",
+        )
     try:
         text = payload.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -146,6 +184,8 @@ def _check_text(payload: bytes) -> None:
 
 
 def _charset(content_type: str) -> str:
+    if ";" not in content_type:
+        return ""
     for parameter in content_type.split(";")[1:]:
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "charset":
@@ -154,4 +194,7 @@ def _charset(content_type: str) -> str:
 
 
 def _unprintable(text: str) -> str | None:
+    if text.isprintable():
+        # Stricter than ours, and one call for the text instead of one for each character.
+        return None
     return next((c for c in text if unicodedata.category(c) in _UNPRINTABLE), None)

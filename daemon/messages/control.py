@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field, StringConstraints, TypeAdapter, ValidationError
 
 from daemon.errors import DeadLetter, DeadLetterReason
 from daemon.messages.checks import check_critical, shown
@@ -25,6 +25,9 @@ class _Command(Format):
     """Unique within the stream, a UUID for instance: a command is carried out once per id."""
     stream: str
     """The stream that is meant; another stream refuses the command."""
+    sent_at: AwareDatetime | None = None
+    """When it was sent. A command older than `retention.command_id_days` is refused; the id of a signed one
+    without this field is remembered for ever, since nothing else keeps it from being sent again."""
     critical: list[str] = Field(default_factory=list)
     """Fields that the reader must understand; it refuses the command if it does not know one."""
 
@@ -63,10 +66,18 @@ class Rollback(_Command):
     """Its number or its digest; the one before the live one if absent."""
 
 
-Command = Flush | Pause | Resume | Promote | Rollback
+class Forget(_Command):
+    """Have a class forgotten for good: its samples, and every generation that holds it."""
+
+    command: Literal["forget"]
+    label: Annotated[str, StringConstraints(min_length=1)]
+    """Label of the class."""
+
+
+Command = Flush | Pause | Resume | Promote | Rollback | Forget
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="command")])
-NAMES = ("flush", "pause", "resume", "promote", "rollback")
-_UNDERSTOOD = frozenset({"schema_version", "id", "stream", "command", "generation"})
+NAMES = ("flush", "pause", "resume", "promote", "rollback", "forget")
+_UNDERSTOOD = frozenset({"schema_version", "id", "stream", "sent_at", "command", "generation", "label"})
 
 
 class _Envelope(Format):

@@ -142,6 +142,42 @@ class GenerationRolledBack(Fact):
         return f"generations/{self.generation}"
 
 
+class ClassForgotten(Fact):
+    """A class was forgotten: no generation holds it any more, and every sample of it is deleted."""
+
+    kind = EventKind.CLASS_FORGOTTEN
+    class_id: int
+    """Permanent id of the class."""
+    label: str
+    """Its label, which is refused from now on."""
+    generation: str | None
+    """Digest of the generation without it; null if no generation held it."""
+
+    @property
+    def subject(self) -> str:
+        """Name the class."""
+        return f"classes/{self.class_id}"
+
+
+class CommandEnded(Fact):
+    """A command of the control topic was carried out, or could not be."""
+
+    kind = EventKind.COMMAND_ENDED
+    command: str
+    """Which command."""
+    command_id: str
+    """Its id, as its sender gave it."""
+    done: bool
+    """Whether it was carried out."""
+    reason: str
+    """What came of it, or why it was not carried out."""
+
+    @property
+    def subject(self) -> str:
+        """Name the command."""
+        return f"commands/{self.command_id}"
+
+
 FACTS: tuple[type[Fact], ...] = (
     SessionStarted,
     SessionPromoted,
@@ -150,6 +186,8 @@ FACTS: tuple[type[Fact], ...] = (
     GateJudged,
     GenerationPublished,
     GenerationRolledBack,
+    ClassForgotten,
+    CommandEnded,
 )
 
 

@@ -13,7 +13,7 @@ def _decode(value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError("must be a string in base64")  # noqa: TRY004 - pydantic takes only ValueError
     try:
-        return base64.b64decode(value, validate=True)
+        return binascii.a2b_base64(value, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"is not base64 of the standard alphabet (RFC 4648 section 4): {error}") from error
 

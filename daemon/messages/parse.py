@@ -9,8 +9,9 @@ that the same sample sent twice counts once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from daemon.errors import DeadLetter, DeadLetterReason
 from daemon.messages import checks, json_batch
@@ -33,6 +34,8 @@ from daemon.settings import LimitSettings
 from daemon.sources.base import Record
 from daemon.state.base import DeadSample, NewSample
 
+# The content type that a message names, or None, to the media type of the payload; may raise `DeadLetter`.
+_ContentTypeOf = Callable[[str | None], str]
 _HEADERS = frozenset({LABEL, CONTENT_TYPE, ID, SCHEMA_VERSION_HEADER, CRITICAL})
 _EVENT_ATTRIBUTES = frozenset(
     {f"{CLOUDEVENT_HEADER_PREFIX}{name}" for name in ("specversion", "id", "source", "type", "label")}
@@ -70,6 +73,8 @@ def parse_record(
     limits: LimitSettings,
     default_content_type: str | None,
     on_sample: Callable[[], None] = lambda: None,
+    *,
+    accepted: Collection[str] = checks.PAYLOAD_TYPES,
 ) -> ParsedRecord:
     """Read and check a record completely; whatever is wrong with it becomes a dead letter.
 
@@ -80,11 +85,13 @@ def parse_record(
         limits: bounds on sizes, lengths and pixels.
         default_content_type: media type of payloads whose message names none.
         on_sample: called before each sample is decoded, which may take long for a class batch.
+        accepted: media types of payloads that the stream's backbone can decode.
     """
+    content_type_of = partial(checks.checked_content_type, default=default_content_type, accepted=accepted)
     if record.value is None:
         return ParsedRecord(record, tombstone=True)
     try:
-        items = _items(record.value, _headers(record), limits, default_content_type)
+        items = _items(record.value, _headers(record), limits, content_type_of)
     except DeadLetter as error:
         return _whole(record, error)
     samples: list[NewSample] = []
@@ -92,7 +99,7 @@ def parse_record(
     for position, item in enumerate(items.candidates):
         on_sample()
         try:
-            samples.append(_sample(item, record, position, limits, default_content_type))
+            samples.append(_sample(item, record, position, limits, content_type_of))
         except DeadLetter as error:
             if not items.batch:
                 return _whole(record, error)
@@ -107,7 +114,7 @@ class _Items:
 
 
 def _items(
-    value: bytes, headers: Mapping[str, str], limits: LimitSettings, default_content_type: str | None
+    value: bytes, headers: Mapping[str, str], limits: LimitSettings, content_type_of: _ContentTypeOf
 ) -> _Items:
     if len(value) > limits.max_message_bytes:
         raise DeadLetter(
@@ -124,12 +131,13 @@ def _items(
         )
     event = f"{CLOUDEVENT_HEADER_PREFIX}specversion" in headers
     understood = _HEADERS | _EVENT_ATTRIBUTES if event else _HEADERS
-    checks.check_critical(headers.get(CRITICAL, "").split(","), understood)
+    if CRITICAL in headers:
+        checks.check_critical(headers[CRITICAL].split(","), understood)
     kind = media_type(headers.get(CONTENT_TYPE, ""))
     if kind == CLASS_BATCH_JSON:
-        return _json_batch(value, limits, default_content_type)
+        return _json_batch(value, limits, content_type_of)
     if kind == CLASS_BATCH_ARROW:
-        return _arrow_batch(value, limits, default_content_type)
+        return _arrow_batch(value, limits, content_type_of)
     if kind == CLOUDEVENT_JSON:
         return _Items(iter((json_batch.read_cloudevent(value),)), batch=False)
     if kind.startswith(CLOUDEVENT_PREFIX):
@@ -163,7 +171,7 @@ def _binary_event(value: bytes, headers: Mapping[str, str]) -> Candidate:
     return Candidate(attributes.get("label"), headers.get(CONTENT_TYPE), sample_id, value)
 
 
-def _json_batch(value: bytes, limits: LimitSettings, default_content_type: str | None) -> _Items:
+def _json_batch(value: bytes, limits: LimitSettings, content_type_of: _ContentTypeOf) -> _Items:
     envelope = json_batch.read_envelope(value)
     if len(envelope.samples) > limits.max_samples_per_message:
         raise DeadLetter(
@@ -173,11 +181,11 @@ def _json_batch(value: bytes, limits: LimitSettings, default_content_type: str |
             "send fewer or raise limits.max_samples_per_message",
         )
     checks.checked_label(envelope.label, limits.max_label_length)
-    checks.checked_content_type(envelope.content_type, default_content_type)
+    content_type_of(envelope.content_type)
     return _Items(json_batch.read_samples(envelope), batch=True)
 
 
-def _arrow_batch(value: bytes, limits: LimitSettings, default_content_type: str | None) -> _Items:
+def _arrow_batch(value: bytes, limits: LimitSettings, content_type_of: _ContentTypeOf) -> _Items:
     # pyarrow takes a third of a second to import, and many streams never see Arrow.
     from daemon.messages.arrow_batch import ArrowBatch
 
@@ -185,7 +193,7 @@ def _arrow_batch(value: bytes, limits: LimitSettings, default_content_type: str 
     if batch.label is not None or not batch.labelled:
         checks.checked_label(batch.label, limits.max_label_length)
     if batch.content_type is not None:
-        checks.checked_content_type(batch.content_type, default_content_type)
+        content_type_of(batch.content_type)
     return _Items(batch.samples(), batch=True)
 
 
@@ -194,13 +202,13 @@ def _sample(
     record: Record,
     position: int,
     limits: LimitSettings,
-    default_content_type: str | None,
+    content_type_of: _ContentTypeOf,
 ) -> NewSample:
     if isinstance(item, Unreadable):
         raise item.error
     label = checks.checked_label(item.label, limits.max_label_length)
-    content_type = checks.checked_content_type(item.content_type, default_content_type)
-    checks.check_payload(item.payload, content_type, limits.max_image_pixels)
+    content_type = content_type_of(item.content_type)
+    checks.check_payload(item.payload, content_type, limits.max_image_pixels, limits.max_text_bytes)
     return NewSample(
         id=checks.checked_id(item.id, label, item.payload),
         label=label,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,7 +14,7 @@ from starlette.datastructures import Headers
 from cl_engine.learners.base import Prediction
 from daemon.errors import BadRequest
 from daemon.serving.exchange import exchange
-from daemon.serving.payloads import Payload, sniff
+from daemon.serving.payloads import Payload
 from daemon.serving.responses import json_response
 from daemon.serving.service import Pending, ServingService
 from daemon.serving.slot import GenerationRef
@@ -33,7 +35,9 @@ def classify_router(service: ServingService) -> APIRouter:
         service.slot(name)  # an unknown name must not become a metric label
 
         def prepare(body: bytes) -> tuple[None, Pending]:
-            return None, service.submit(name, [read_upload(request.headers, body)])
+            return None, service.submit(
+                name, [read_upload(request.headers, body, partial(service.guess, name))]
+            )
 
         def encode(_: None, pending: Pending, prediction: Prediction) -> Response:
             return json_response(describe(pending.generation, prediction, top))
@@ -43,8 +47,13 @@ def classify_router(service: ServingService) -> APIRouter:
     return router
 
 
-def read_upload(headers: Headers, body: bytes) -> Payload:
+def read_upload(headers: Headers, body: bytes, guess: Callable[[bytes], str]) -> Payload:
     """Take the payload out of a request.
+
+    Args:
+        headers: of the request.
+        body: the payload, or a form with it.
+        guess: content type of a payload that names none.
 
     Raises:
         BadRequest: it is empty, a broken form, or of no known type.
@@ -54,8 +63,8 @@ def read_upload(headers: Headers, body: bytes) -> Payload:
     if content_type.startswith("multipart/form-data"):
         data, content_type = _form_file(content_type, body)
     if not data:
-        raise BadRequest("the request has no payload: send an image as the body or as the form field 'file'")
-    return Payload(data, sniff(data) if content_type in _UNSPECIFIC else content_type)
+        raise BadRequest("the request has no payload: send it as the body or as the form field 'file'")
+    return Payload(data, guess(data) if content_type in _UNSPECIFIC else content_type)
 
 
 def _form_file(content_type: str, body: bytes) -> tuple[bytes, str]:

@@ -64,6 +64,27 @@ class Control(Protocol):
         """
         ...
 
+    def forget(self, stream: str, label: str) -> Mapping[str, Any]:
+        """Have a class forgotten: its samples deleted, and every generation that holds it.
+
+        Returns:
+            Whether it is accepted already or queued, and what happens now.
+
+        Raises:
+            UnknownClass: the stream has no class of that label.
+            ForgettingRefused: the method cannot, nothing would be left, or it is forgotten already.
+        """
+        ...
+
+    def remember(self, stream: str, label: str) -> Mapping[str, Any]:
+        """Let a forgotten class be learnt again, from samples that are still to come.
+
+        Raises:
+            UnknownClass: the stream has no class of that label.
+            ForgettingRefused: the class is not forgotten.
+        """
+        ...
+
     def ingest(self, stream: str, message: Message) -> Mapping[str, Any]:
         """Append a message to the stream's topic and return once it is durable.
 

@@ -30,6 +30,15 @@ class RollbackRequest(BaseModel):
     """Digest or number; empty: the generation that was live before."""
 
 
+class ForgetRequest(BaseModel):
+    """Which class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: str
+    """Label of the class."""
+
+
 def control_router(service: ServingService, control: Control) -> APIRouter:
     """Build the endpoints under /v1/streams/{name}."""
 
@@ -83,6 +92,16 @@ def control_router(service: ServingService, control: Control) -> APIRouter:
         """Make an earlier generation the live one; without a body the one before."""
         generation = None if body is None or body.generation is None else str(body.generation)
         return _answer(control.rollback(name, generation))
+
+    @router.post("/forget")
+    def forget(name: str, body: ForgetRequest) -> Response:
+        """Have a class forgotten for good: its samples, and every generation that holds it."""
+        return _answer(control.forget(name, body.label), 202)
+
+    @router.post("/remember")
+    def remember(name: str, body: ForgetRequest) -> Response:
+        """Let a forgotten class be learnt again, from samples that are still to come."""
+        return _answer(control.remember(name, body.label))
 
     @router.post("/records")
     async def records(

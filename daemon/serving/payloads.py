@@ -12,8 +12,6 @@ from cl_engine.errors import InputError
 from cl_engine.learners.base import Servable
 from daemon.errors import BadRequest
 
-TEXT = "text/plain"
-
 # First bytes of a file to its content type; WebP has a length between its two marks.
 _SIGNATURES = (
     (b"\xff\xd8\xff", "image/jpeg"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from daemon.serving.responses import json_response
 from daemon.serving.service import Check, ServingService
+from daemon.sources.base import Place
 
 
 def probe_router(service: ServingService) -> APIRouter:
@@ -38,6 +39,27 @@ def probe_router(service: ServingService) -> APIRouter:
         return Response(encode(service.metrics.registry), headers={"Content-Type": content_type})
 
     return router
+
+
+def stall_check(stalled: Callable[[], Sequence[Place]], seconds: float) -> Check:
+    """Return the check that fails while a partition gives nothing though it has something to give.
+
+    A consumer can lose a partition without any error: the process lives, polls and stays a member, and
+    its lag grows. Beginning anew is the cure. A broker that is away is no reason to begin anew, and its
+    partitions are not stalled.
+
+    Args:
+        stalled: lists such partitions.
+        seconds: for how long they have given nothing, for people.
+    """
+
+    def check() -> tuple[bool, str]:
+        named = ", ".join(f"{place.topic}/{place.partition}" for place in stalled())
+        if not named:
+            return True, "no partition is stalled"
+        return False, f"behind, but no record for over {seconds:g} s: {named}"
+
+    return check
 
 
 def _probe(request: Request, checks: Mapping[str, Check]) -> Response:

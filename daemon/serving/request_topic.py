@@ -3,43 +3,45 @@
 Answers are at-least-once: the offset moves once they are confirmed, so a kill between the two answers
 again, with the same idempotency key. While nothing can answer (no generation yet, the queue is full, the
 log is away) requests wait in their topic, in order.
+
+With transactions answers are exactly-once: they and the offset become visible together, in the cluster. The
+state's offset follows, so that transactions may be switched off again; of the two, the one further on counts.
 """
 
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import structlog
 
 from cl_engine.errors import EngineError
-from daemon.backoff import Backoff
 from daemon.clock import Clock
 from daemon.errors import NotReady, Overloaded, RequestTimeout, ServingError, StreamError, TooLarge
 from daemon.messages.formats import CONTENT_TYPE
 from daemon.messages.predictions import Answer, prediction_message
 from daemon.metrics import Metrics
+from daemon.owner_thread import OwnerThread
 from daemon.serving.classify import describe
-from daemon.serving.payloads import Payload, sniff
+from daemon.serving.payloads import Payload
 from daemon.serving.responses import classify_error, failure_text
 from daemon.serving.service import Pending, ServingService
 from daemon.settings import RequestTopicSettings
 from daemon.sources.base import Message, Place, Reader, Record, Sink
+from daemon.sources.transactions import Position, Transactions
 from daemon.state.base import State
+from daemon.topic_lag import show_lag
 
 log = structlog.get_logger(__name__)
 
 ENDPOINT = "topic"
+KIND = "requests"
 POLL_SECONDS = 0.1
 
 
-class RequestTopic:
-    """Owns the thread that answers the requests of one stream's topic.
-
-    Attributes:
-        failed: what ended the thread although nobody asked it to, None while all is well.
+class RequestTopic(OwnerThread):
+    """Answers the requests of one stream's topic.
 
     Args:
         stream: the stream's name.
@@ -48,8 +50,11 @@ class RequestTopic:
         reader: of the log; owned by the thread from its start.
         service: what answers.
         sink, state, metrics, clock: the parts it works with.
+        transactions: used instead of the sink, if given; owned by the thread from its start.
         random_source: jitter of the waits after a failure.
     """
+
+    passing = (StreamError, NotReady, Overloaded, RequestTimeout)
 
     def __init__(
         self,
@@ -64,67 +69,51 @@ class RequestTopic:
         state: State,
         metrics: Metrics,
         clock: Clock,
+        transactions: Transactions | None = None,
         random_source: random.Random | None = None,
     ) -> None:
+        super().__init__(f"requests-{stream}", clock, random_source)
         self._stream, self._requests, self._predictions = stream, requests, predictions
         self._settings, self._reader, self._service = settings, reader, service
-        self._sink, self._state, self._metrics, self._clock = sink, state, metrics, clock
-        self._backoff = Backoff(random_source or random.Random())
-        self._trouble = ""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"requests-{stream}", daemon=True)
-        self.failed: BaseException | None = None
+        self._sink, self._state, self._metrics = sink, state, metrics
+        self._transactions = transactions
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask the thread to end after the requests it answers."""
-        self._stop.set()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread to end, at most that long (s); return whether it has."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def turn(self) -> float:
-        """Answer some requests of each partition, and return how long to wait then, in seconds."""
+    def work(self) -> float:
+        """Answer some requests of each partition."""
         answered = 0
-        try:
-            known = self._state.next_offsets(self._stream)
-            for partition, extent in sorted(self._reader.extents(self._requests).items()):
-                place = Place(self._requests, partition)
-                # Requests that retention has removed, or of a log made anew, are answered to nobody.
-                wanted = known.get(place, extent.start)
-                offset = wanted if extent.start <= wanted <= extent.end else extent.start
-                if offset < extent.end and not self._stop.is_set():
-                    answered += self._answer_some(place, offset)
-        except (StreamError, NotReady, Overloaded, RequestTimeout) as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                log.warning("requests.waiting", stream=self._stream, topic=self._requests, error=str(error))
-            return self._backoff.delay()
-        self._backoff.reset()
-        self._trouble = ""
+        known = self._state.next_offsets(self._stream)
+        for partition, extent in sorted(self._reader.extents(self._requests).items()):
+            place = Place(self._requests, partition)
+            # Requests that retention has removed, or of a log made anew, are answered to nobody.
+            wanted = self._wanted(place, known.get(place, extent.start))
+            offset = wanted if extent.start <= wanted <= extent.end else extent.start
+            records = self._read(place, offset) if offset < extent.end and not self._stop.is_set() else ()
+            show_lag(self._metrics, self._stream, KIND, place, extent.end - offset, records, self._clock)
+            answered += self._answer_some(place, records)
         return 0.0 if answered else POLL_SECONDS
 
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                self._clock.wait(self._stop, self.turn())
-        except Exception as error:
-            self.failed = error
-            log.exception("requests.failed", stream=self._stream)
-        finally:
-            self._reader.close()
+    def release(self) -> None:
+        """Close the reader and the transactions."""
+        self._reader.close()
+        if self._transactions is not None:
+            self._transactions.close()
 
-    def _answer_some(self, place: Place, offset: int) -> int:
-        records = self._reader.read(place.topic, place.partition, offset, self._settings.at_once)
+    def _wanted(self, place: Place, stored: int) -> int:
+        position = None if self._transactions is None else self._transactions.position(place)
+        return stored if position is None else max(stored, position.offset)
+
+    def _read(self, place: Place, offset: int) -> Sequence[Record]:
+        return self._reader.read(place.topic, place.partition, offset, self._settings.at_once)
+
+    def _answer_some(self, place: Place, records: Sequence[Record]) -> int:
         answers = self._answers(records)
         if answers:
-            self._sink.send(self._predictions, answers)
-            self._state.move_offset(self._stream, place, records[len(answers) - 1].offset + 1)
+            next_offset = records[len(answers) - 1].offset + 1
+            if self._transactions is None:
+                self._sink.send(self._predictions, answers)
+            else:
+                self._transactions.send(self._predictions, answers, place, Position(next_offset))
+            self._state.move_offset(self._stream, place, next_offset)
         return len(answers)
 
     def _answers(self, records: Sequence[Record]) -> list[Message]:
@@ -180,4 +169,6 @@ class RequestTopic:
         if len(value) > limit:
             raise TooLarge(f"the request has {len(value)} bytes, the limit is {limit}")
         content_type = record.headers.get(CONTENT_TYPE)
-        return Payload(value, sniff(value) if content_type is None else content_type.decode("latin-1"))
+        if content_type is None:
+            return Payload(value, self._service.guess(self._stream, value))
+        return Payload(value, content_type.decode("latin-1"))

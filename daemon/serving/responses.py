@@ -12,6 +12,7 @@ from fastapi import Response
 from cl_engine.errors import InputError
 from daemon.errors import (
     BadRequest,
+    ForgettingRefused,
     NotReady,
     Overloaded,
     RequestTimeout,
@@ -19,6 +20,7 @@ from daemon.errors import (
     StateError,
     SwapError,
     TooLarge,
+    UnknownClass,
     UnknownGeneration,
     UnknownStream,
 )
@@ -42,6 +44,8 @@ _FAILURES: tuple[tuple[type[Exception], Failure], ...] = (
     (InputError, Failure(400, "bad_request")),
     (UnknownStream, Failure(404, "bad_request")),
     (UnknownGeneration, Failure(404, "bad_request")),
+    (UnknownClass, Failure(404, "bad_request")),
+    (ForgettingRefused, Failure(409, "bad_request")),
     (NotReady, Failure(503, "not_ready", _RETRY_AFTER)),
     (Overloaded, Failure(503, "overloaded", _RETRY_AFTER)),
     (RequestTimeout, Failure(504, "timeout")),

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from cl_engine.learners.base import Prediction
 from daemon.errors import BadRequest, UnknownStream
+from daemon.messages.formats import TEXT
 from daemon.metrics import Metrics
 from daemon.serving.batcher import Batcher
-from daemon.serving.payloads import Payload, decode
+from daemon.serving.payloads import Payload, decode, sniff
 from daemon.serving.slot import GenerationRef, LiveSlot
 from daemon.settings import LimitSettings, ServingSettings
 
@@ -88,6 +89,14 @@ class ServingService:
     def takes_text(self, stream: str) -> bool:
         """Whether the stream's inputs are texts."""
         return stream in self._text_streams
+
+    def guess(self, stream: str, data: bytes) -> str:
+        """Return the content type of a payload that names none.
+
+        Raises:
+            BadRequest: it begins like no image, and the stream takes images.
+        """
+        return TEXT if self.takes_text(stream) else sniff(data)
 
     def submit(self, stream: str, payloads: Sequence[Payload], version: str | None = None) -> Pending:
         """Pin a generation, decode the inputs for it and queue them; blocks while decoding.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -218,6 +218,20 @@ class LiveSlot:
         """
         return self._promote(digest)
 
+    def discard(self, digests: Collection[str]) -> None:
+        """Let generations leave residency now; requests that hold a lease finish on theirs.
+
+        Raises:
+            ValueError: the live one is among them.
+        """
+        with self._condition:
+            if self._live is not None and self._live.ref.digest in digests:
+                raise ValueError(f"generation {self._live.ref.digest} is live: publish another one first")
+            gone = [self._residents.pop(digest) for digest in digests if digest in self._residents]
+            freed = self._retire(gone)
+        freed.clear()
+        self._show()
+
     def drain(self, timeout: float) -> bool:
         """Wait until every retired generation is freed, for at most `timeout` seconds.
 
@@ -237,10 +251,7 @@ class LiveSlot:
                 previous, self._live = self._live, resident
                 retired = self._settle(resident, previous, start)
                 idle = previous is not None and previous is not resident and previous.leases == 0
-                freed = [r.servable for r in retired if r.leases == 0]
-                for r in retired:
-                    if r.leases == 0:
-                        r.servable = None
+                freed = self._retire(retired)
                 pause = time.perf_counter() - start
         if resident is None:
             assert isinstance(target, str)
@@ -273,11 +284,23 @@ class LiveSlot:
             retired.append(self._residents.popitem(last=False)[1])
         if previous is not None and previous is not live and previous.leases:
             previous.draining_since = now
-        for resident in retired:
+        return retired
+
+    def _retire(self, residents: Sequence[_Resident]) -> list[Servable | None]:
+        """Give out no more leases on what left residency; the lock is held.
+
+        Returns:
+            What nobody uses, to be freed outside the lock.
+        """
+        freed = []
+        for resident in residents:
             resident.retired = True
             if resident.leases:
                 self._retiring.add(resident)
-        return retired
+            else:
+                freed.append(resident.servable)
+                resident.servable = None
+        return freed
 
     def _release(self, lease: Lease) -> None:
         resident = lease._resident

@@ -1,8 +1,8 @@
 """The Open Inference Protocol's requests and responses, with its binary tensor extension.
 
-Inputs (exactly one): `image` BYTES [n], encoded files, base64 in JSON; `pixels` UINT8 [n, H, W, 3];
-`text` BYTES [n]. Outputs: `label` BYTES [n], `class_id` INT64 [n], `score` FP32 [n], `unknown`
-FP32 [n], and if asked for `scores` FP32 [n, C].
+Inputs (exactly one): of a stream of images `image` BYTES [n], encoded files, base64 in JSON, or `pixels`
+UINT8 [n, H, W, 3]; of a stream of texts `text` BYTES [n], strings in JSON. Outputs: `label` BYTES [n],
+`class_id` INT64 [n], `score` FP32 [n], `unknown` FP32 [n], and if asked for `scores` FP32 [n, C].
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cl_engine.learners.base import Prediction
 from daemon.errors import BadRequest
-from daemon.serving.payloads import TEXT, Payload, sniff
+from daemon.messages.formats import TEXT
+from daemon.serving.payloads import Payload, sniff
 from daemon.serving.slot import GenerationRef
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -76,12 +77,18 @@ class InferRequest:
 
 
 # -- requests
-def parse_request(body: bytes, header_length: str | None) -> InferRequest:
+def inputs_of(*, text: bool) -> tuple[str, ...]:
+    """Name the inputs of a model, of which a request has one."""
+    return ("text",) if text else ("image", "pixels")
+
+
+def parse_request(body: bytes, header_length: str | None, *, text: bool = False) -> InferRequest:
     """Parse a request body.
 
     Args:
         body: JSON, followed by binary tensors if there is a header length.
         header_length: value of `Inference-Header-Content-Length`, the length of the JSON part.
+        text: whether the model takes texts, not images.
 
     Raises:
         BadRequest: with the field, the value and the remedy.
@@ -100,9 +107,13 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
         raise BadRequest(f"{place}: {first['msg']}") from error
-    if len(envelope.inputs) != 1 or envelope.inputs[0].name not in INPUTS:
+    known = inputs_of(text=text)
+    if len(envelope.inputs) != 1 or envelope.inputs[0].name not in known:
         names = ", ".join(repr(tensor.name[:64]) for tensor in envelope.inputs[:8])
-        raise BadRequest(f"inputs are {names}: send exactly one of {', '.join(INPUTS)}")
+        kind = "texts" if text else "images"
+        raise BadRequest(
+            f"inputs are {names}: this model takes {kind}, send exactly one of {', '.join(known)}"
+        )
     tensor = envelope.inputs[0]
     payloads = _payloads(tensor, memoryview(body)[size:], envelope.parameters)
     return InferRequest(envelope.id, payloads, _wanted(envelope))
@@ -281,7 +292,7 @@ def _binary(values: list[str] | npt.NDArray[Any], datatype: str) -> bytes:
 
 def model_metadata(model: str, versions: Sequence[GenerationRef], *, text: bool) -> dict[str, Any]:
     """Describe a model; versions are the resident generations, the live one first."""
-    inputs = ["text"] if text else ["image", "pixels"]
+    inputs = inputs_of(text=text)
     shapes = {"pixels": [-1, -1, -1, 3], "scores": [-1, -1]}
     return {
         "name": model,

@@ -62,7 +62,7 @@ def v2_router(service: ServingService, server_version: str) -> APIRouter:
         service.slot(name)  # an unknown name must not become a metric label
 
         def prepare(body: bytes) -> tuple[InferRequest, Pending]:
-            parsed = parse_request(body, request.headers.get(HEADER_LENGTH))
+            parsed = parse_request(body, request.headers.get(HEADER_LENGTH), text=service.takes_text(name))
             return parsed, service.submit(name, parsed.payloads, version)
 
         def encode(parsed: InferRequest, pending: Pending, prediction: Prediction) -> Response:

@@ -63,3 +63,15 @@ def evaluate(
         "class_accuracy": {str(class_id): value for class_id, value in per_class.items()},
         "holdout_samples": count,
     }
+
+
+def without_last_session(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an evaluation as it was before its last session, for a generation that takes its place.
+
+    A generation without one of the classes is measured anew as the last session's row. The rows before are
+    those measured then, with the class still among the answers; nobody can measure them again.
+    """
+    return {
+        "accuracy_matrix": list(evaluation["accuracy_matrix"])[:-1],
+        "a_t_curve": list(evaluation["a_t_curve"])[:-1],
+    }

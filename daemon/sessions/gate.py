@@ -72,6 +72,22 @@ def judge(
     return GateResult(not failures, tuple(failures), facts)
 
 
+def judge_forgetting(evaluation: Mapping[str, Any], certificate: Mapping[str, Any]) -> GateResult:
+    """Judge a generation that a class was taken out of: the others must be proved untouched.
+
+    Its accuracy is measured and written down, but bounds nothing: whoever has a class forgotten wants it
+    gone, also where the others were easier to tell apart with it.
+    """
+    holds = bool(certificate.get("holds", False))
+    facts = {
+        "a_t": evaluation["a_t"],
+        "forgetting": evaluation["forgetting"],
+        "certificate": holds,
+        "holdout_samples": evaluation["holdout_samples"],
+    }
+    return GateResult(holds, () if holds else ("the certificate does not hold",), facts)
+
+
 def accuracy_drop(matrix: list[list[float | None]]) -> float:
     """Return by how much the mean accuracy on earlier sessions fell with the last session; 0 for one."""
     if len(matrix) < 2:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from daemon.settings import BackboneSettings
+from daemon.settings import BackboneSettings, LimitSettings
 
 
 class _Message(BaseModel):
@@ -19,7 +19,7 @@ class _Message(BaseModel):
 
 
 class Job(_Message):
-    """One session to train, or to take up again from its checkpoint."""
+    """One session to run, or to take up again from its checkpoint: classes to learn, or one to forget."""
 
     stream: str
     session: int
@@ -33,7 +33,9 @@ class Job(_Message):
     seed: int
     state_directory: Path
     holdout_limit_per_class: int
-    max_image_pixels: int
+    limits: LimitSettings
+    forgets: int | None = None
+    """Permanent id of the class to take out of the parent; None: the session learns."""
     backbone: BackboneSettings
     """`threads` here are the trainer's."""
 
@@ -67,7 +69,22 @@ class FailedEvent(_Message):
     message: str
 
 
-Event = Annotated[ProgressEvent | DoneEvent | FailedEvent, Field(discriminator="event")]
+class UnreadableSample(_Message):
+    """A stored sample that cannot be decoded."""
+
+    id: str
+    message: str
+
+
+class UnreadableEvent(_Message):
+    """The session has ended before its time: it can be run again without these samples."""
+
+    event: Literal["unreadable"] = "unreadable"
+    session: int
+    samples: tuple[UnreadableSample, ...]
+
+
+Event = Annotated[ProgressEvent | DoneEvent | FailedEvent | UnreadableEvent, Field(discriminator="event")]
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from daemon.errors import UnreadableSamples
 from daemon.state.base import State, StoredSample
 
 Decode = Callable[[bytes, str], Tensor]
@@ -41,11 +42,34 @@ class StoredSamples:
         """Read and decode some samples.
 
         Raises:
-            InputError: a payload cannot be decoded, though intake accepted it.
+            UnreadableSamples: a payload cannot be decoded, though intake accepted it; names every such
+                sample of this set, so that one look at them all is enough.
         """
         wanted = [self._ids[i] for i in indices]
-        rows = [self._decode(s.payload, s.content_type) for s in self._state.payloads(self._stream, wanted)]
-        return torch.stack(rows)
+        try:
+            return torch.stack([self._decoded(s) for s in self._state.payloads(self._stream, wanted)])
+        except MemoryError:
+            raise
+        except Exception:
+            # Decoders meet hostile bytes with almost any exception.
+            reasons = self._unreadable()
+            if not reasons:
+                raise
+            raise UnreadableSamples(reasons) from None
+
+    def _decoded(self, sample: StoredSample) -> Tensor:
+        return self._decode(sample.payload, sample.content_type)
+
+    def _unreadable(self) -> dict[str, str]:
+        reasons = {}
+        for sample in self._state.payloads(self._stream, self._ids):
+            try:
+                self._decoded(sample)
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as above
+                reasons[sample.id] = str(error)
+        return reasons
 
 
 def offset_ranges(samples: Iterable[StoredSample]) -> list[dict[str, object]]:

@@ -14,7 +14,7 @@ from typing import IO, Protocol
 import structlog
 from pydantic import ValidationError
 
-from daemon.sessions.job import EVENTS, DoneEvent, Event, FailedEvent, Job
+from daemon.sessions.job import EVENTS, DoneEvent, Event, FailedEvent, Job, UnreadableEvent
 from daemon.settings import LogSettings, TrainerSettings
 
 log = structlog.get_logger(__name__)
@@ -105,7 +105,7 @@ class TrainerProcess:
                 heard.append(self._events.get_nowait())
         except Empty:
             pass
-        if any(isinstance(event, DoneEvent | FailedEvent) for event in heard):
+        if any(isinstance(event, DoneEvent | FailedEvent | UnreadableEvent) for event in heard):
             self._busy = False
         return heard
 

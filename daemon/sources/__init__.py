@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from daemon.clock import Clock
 from daemon.metrics import Metrics
 from daemon.settings import EmbeddedSource as EmbeddedSettings
 from daemon.settings import FolderSource as FolderSettings
+from daemon.settings import KafkaSource as KafkaSettings
 from daemon.settings import SourceSettings, StreamSettings
 from daemon.sources.base import Reader, Sink, Source
 from daemon.sources.embedded import EmbeddedReader, EmbeddedSink, EmbeddedSource
 from daemon.sources.log import EmbeddedLog
+from daemon.sources.transactions import Transactions
 
-__all__ = ["control_topic", "events_topic", "labelled_topic", "open_reader", "open_sink", "open_source"]
+__all__ = [
+    "control_topic",
+    "events_topic",
+    "labelled_topic",
+    "open_reader",
+    "open_sink",
+    "open_source",
+    "open_transactions",
+    "request_topics",
+]
 
 
 def labelled_topic(stream: str, settings: SourceSettings) -> str:
@@ -87,3 +100,29 @@ def open_reader(settings: SourceSettings, log: EmbeddedLog | None) -> Reader:
     from daemon.sources.kafka.reader import KafkaReader
 
     return KafkaReader(settings)
+
+
+def open_transactions(
+    stream: str, purpose: Literal["events", "requests"], settings: StreamSettings, metrics: Metrics
+) -> Transactions | None:
+    """Return the transactions that a stream's output is to be written in, None if it is not to be.
+
+    Args:
+        stream: the stream's name.
+        purpose: the section whose `transactions` decides.
+        settings: of the stream.
+        metrics: where they are counted.
+    """
+    section = settings.events if purpose == "events" else settings.requests
+    if not section.transactions:
+        return None
+    source = settings.source
+    assert isinstance(source, KafkaSettings), "settings check it"
+    from daemon.sources.kafka.transactions import KafkaTransactions
+
+    # The same at each start of this daemon, and of no other: the group is one deployment's.
+    parts = (source.group_id, source.group_instance_id, stream, purpose)
+    name = ".".join(part for part in parts if part is not None)
+    return KafkaTransactions(
+        source, name, count=lambda outcome: metrics.transactions.labels(stream, outcome).inc()
+    )

@@ -92,6 +92,13 @@ class Source(Protocol):
         """Return the lag per partition, cheap enough to ask every second."""
         ...
 
+    def stalled(self) -> Sequence[Place]:
+        """List partitions that have records and give none though nothing is known to be in the way.
+
+        Any thread may ask. A log that does not answer is in the way: its partitions are not listed.
+        """
+        ...
+
     def close(self) -> None:
         """Leave the group and release everything; idempotent."""
         ...

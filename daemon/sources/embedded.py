@@ -88,6 +88,10 @@ class EmbeddedSource:
             result[Place(self._topic, partition)] = Lag(behind, age)
         return result
 
+    def stalled(self) -> Sequence[Place]:
+        """List none: a poll reads the file itself, so it gives what is there or raises an error."""
+        return ()
+
     def close(self) -> None:
         """End a poll that waits; idempotent. The log stays open: others use it."""
         self._closed.set()

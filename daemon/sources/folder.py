@@ -104,6 +104,10 @@ class FolderSource:
         """Return the lag behind the log; files that were not looked at yet are not known."""
         return self._reader.lag()
 
+    def stalled(self) -> Sequence[Place]:
+        """List what the log's reader lists."""
+        return self._reader.stalled()
+
     def close(self) -> None:
         """End a poll that waits; idempotent."""
         self._reader.close()

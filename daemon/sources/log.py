@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, inspect, select, update
+from sqlalchemy import Connection, delete, func, insert, inspect, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from daemon.clock import Clock, SystemClock
@@ -16,6 +16,7 @@ from daemon.errors import SourceUnavailable, StateVersionMismatch
 from daemon.sources.base import Extent, Message, Record
 from daemon.sources.log_tables import (
     LOG_VERSION,
+    MIGRATIONS,
     idempotency,
     messages,
     metadata,
@@ -49,7 +50,13 @@ class EmbeddedLog:
             if not inspect(connection).has_table(version.name):
                 metadata.create_all(connection)
                 connection.execute(insert(version).values(version=LOG_VERSION))
-            found = connection.scalar(select(version.c.version))
+            found: int = connection.scalars(select(version.c.version)).one()
+            while found in MIGRATIONS:
+                for statement in MIGRATIONS[found]:
+                    needs = {"now": self._clock.now()} if ":now" in statement else {}
+                    connection.execute(text(statement), needs)
+                found += 1
+                connection.execute(update(version).values(version=found))
         if found != LOG_VERSION:
             raise StateVersionMismatch(
                 f"{path}: log version {found}, this release needs {LOG_VERSION}: "
@@ -193,6 +200,29 @@ class EmbeddedLog:
             )
             return deleted.rowcount
 
+    def forget_keys(self, topic: str, before: float, limit: int) -> int:
+        """Forget a topic's oldest idempotency keys noted before a time; return how many, at most `limit`."""
+        with self._transaction(write=True) as connection:
+            topic_id = _topic_id(connection, topic)
+            old = connection.scalars(
+                select(idempotency.c.key)
+                .where(idempotency.c.topic_id == topic_id, idempotency.c.noted_at < before)
+                .order_by(idempotency.c.noted_at)
+                .limit(limit)
+            ).all()
+            for start in range(0, len(old), _CHUNK):
+                connection.execute(
+                    delete(idempotency).where(
+                        idempotency.c.topic_id == topic_id, idempotency.c.key.in_(old[start : start + _CHUNK])
+                    )
+                )
+            return len(old)
+
+    def key_count(self) -> int:
+        """Count the idempotency keys that are remembered, of all topics."""
+        with self._transaction() as connection:
+            return connection.scalar(select(func.count()).select_from(idempotency)) or 0
+
     def close(self) -> None:
         """Release every connection; idempotent."""
         self._reader.dispose()
@@ -228,6 +258,7 @@ class EmbeddedLog:
                             "key": message.idempotency_key,
                             "partition": partition,
                             "offset": offset,
+                            "noted_at": timestamp,
                         }
                     )
             result.append(offset)

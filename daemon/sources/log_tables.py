@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from sqlalchemy import (
     BigInteger,
     Column,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -15,7 +18,7 @@ from sqlalchemy import (
     Text,
 )
 
-LOG_VERSION = 1
+LOG_VERSION = 2
 
 metadata = MetaData()
 
@@ -52,7 +55,8 @@ messages = Table(
     ForeignKeyConstraint(["topic_id", "partition"], ["partitions.topic_id", "partitions.partition"]),
 )
 
-# Apart from the messages, so that a key is remembered after its message has been trimmed.
+# Apart from the messages, so that a key is remembered after its message has been trimmed. `noted_at` is in
+# seconds since the epoch; the default is for a column that is added to a table with rows.
 idempotency = Table(
     "idempotency",
     metadata,
@@ -60,4 +64,16 @@ idempotency = Table(
     Column("key", Text, primary_key=True),
     Column("partition", Integer, nullable=False),
     Column("offset", BigInteger, nullable=False),
+    Column("noted_at", Float, nullable=False, server_default="0"),
 )
+# The old ones are looked for every few minutes.
+Index("idempotency_noted_at", idempotency.c.topic_id, idempotency.c.noted_at)
+
+# Per version the statements that make the next one of it. A key of unknown age is as young as can be.
+MIGRATIONS: Mapping[int, Sequence[str]] = {
+    1: (
+        "ALTER TABLE idempotency ADD COLUMN noted_at FLOAT DEFAULT '0' NOT NULL",
+        "UPDATE idempotency SET noted_at = :now",
+        "CREATE INDEX idempotency_noted_at ON idempotency (topic_id, noted_at)",
+    ),
+}

@@ -7,171 +7,40 @@ checks the fencing epoch first, so a daemon that has lost the state directory wr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Protocol
 
-from daemon.errors import DeadLetterReason
 from daemon.events.base import NewEvent, PendingEvent
 from daemon.sources.base import Place
+from daemon.state.records import (
+    ClassBuffer,
+    ClassRecord,
+    ClassState,
+    DeadSample,
+    Decision,
+    GenerationRecord,
+    NewSample,
+    SessionOutcome,
+    SessionRecord,
+    StoredSample,
+    StoreResult,
+    StreamCounts,
+)
 
-
-class ClassState(StrEnum):
-    """Where a class of the registry stands."""
-
-    PENDING = "pending"
-    LIVE = "live"
-
-
-class SessionOutcome(StrEnum):
-    """How a session stands, or ended."""
-
-    RUNNING = "running"
-    PROMOTED = "promoted"
-    REJECTED = "rejected"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class NewSample:
-    """A validated sample on its way into the store."""
-
-    id: str
-    label: str
-    content_type: str
-    payload: bytes
-    place: Place
-    offset: int
-    position: int
-    timestamp: float
-
-
-@dataclass(frozen=True)
-class DeadSample:
-    """A record, or one sample of a class batch, that can never be accepted."""
-
-    place: Place
-    offset: int
-    position: int
-    reason: DeadLetterReason
-    message: str
-
-
-@dataclass(frozen=True)
-class StoredSample:
-    """A sample as the store has it."""
-
-    id: str
-    class_id: int
-    content_type: str
-    payload: bytes
-    holdout: bool
-    place: Place
-    offset: int
-    position: int
-
-
-@dataclass(frozen=True)
-class StoreResult:
-    """What one transaction took in, in samples; those given but not stored were duplicates.
-
-    Attributes:
-        duplicate_ids: ids that the stream had before. Of an id given twice in one call the first is
-            stored; it is not in this set.
-    """
-
-    stored: int
-    duplicate_ids: frozenset[str]
-    dead_lettered: int
-    new_class_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ClassRecord:
-    """One row of the class registry; ids are permanent and never reused."""
-
-    id: int
-    label: str
-    state: ClassState
-    first_seen: float
-
-
-@dataclass(frozen=True)
-class ClassBuffer:
-    """What has arrived for a class and is not learnt yet.
-
-    Attributes:
-        train, holdout: counts of samples that no promoted session has used.
-        first_arrival, last_arrival: when the first and last of them were stored, seconds since the epoch.
-    """
-
-    class_id: int
-    label: str
-    state: ClassState
-    train: int
-    holdout: int
-    first_arrival: float
-    last_arrival: float
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One evaluated decision (a trigger, a gate, a rollback), with its reason."""
-
-    at: float
-    kind: str
-    policy: str
-    fired: bool
-    reason: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SessionRecord:
-    """One class-incremental session.
-
-    Attributes:
-        id: counts from 0 per stream, failed ones included.
-        new_classes: permanent ids of the classes it introduces.
-        attempt: how often its training was started; above 1 after a crash or a restart.
-        parent: digest of the generation it builds on, None for the first.
-        generation: digest of the generation it made, None until then.
-        seed, method, settings: what makes it reproducible.
-        detail: the outcome's reason, the gate's numbers, durations in seconds.
-    """
-
-    id: int
-    new_classes: tuple[int, ...]
-    outcome: SessionOutcome
-    attempt: int
-    started_at: float
-    ended_at: float | None
-    parent: str | None
-    generation: str | None
-    seed: int
-    method: str
-    settings: Mapping[str, Any]
-    detail: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class GenerationRecord:
-    """A generation the stream has had; `number` ascends from 1 and is what metrics show."""
-
-    number: int
-    digest: str
-    session: int
-    created_at: float
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
-class StreamCounts:
-    """Durable totals of a stream, in samples; they reconcile across restarts."""
-
-    stored: int
-    duplicate: int
-    dead_lettered: int
+__all__ = [
+    "ClassBuffer",
+    "ClassRecord",
+    "ClassState",
+    "DeadSample",
+    "Decision",
+    "GenerationRecord",
+    "NewSample",
+    "SessionOutcome",
+    "SessionRecord",
+    "State",
+    "StoreResult",
+    "StoredSample",
+    "StreamCounts",
+]
 
 
 class State(Protocol):
@@ -193,11 +62,22 @@ class State(Protocol):
 
         A sample id that the stream already has is counted as a duplicate and not stored again. An
         unknown label gets the next class id.
+
+        Raises:
+            LabelForgotten: a label is one of `refused_labels`; nothing was written.
         """
+        ...
+
+    def withdraw(self, stream: str, ids: Sequence[str]) -> None:
+        """Take samples out of the store and count them as dead letters instead; unknown ids are left out."""
         ...
 
     def counts(self, stream: str) -> StreamCounts:
         """Return the durable totals."""
+        ...
+
+    def refused_labels(self, stream: str) -> frozenset[str]:
+        """Return the labels of the classes that are forgotten or being forgotten."""
         ...
 
     # -- classes and samples
@@ -210,13 +90,13 @@ class State(Protocol):
         ...
 
     def session_sample_ids(self, stream: str, session: int) -> Sequence[str]:
-        """List the training samples assigned to a session, in arrival order."""
+        """List the training samples assigned to a session, by id: the same whatever order they came in."""
         ...
 
     def holdout_sample_ids(
         self, stream: str, class_ids: Sequence[int], limit_per_class: int
     ) -> Sequence[str]:
-        """List holdout samples of some classes, the earliest ones first."""
+        """List the earliest holdout samples of each class, class by class and then by id."""
         ...
 
     def sample_labels(self, stream: str, ids: Sequence[str]) -> Sequence[int]:
@@ -228,8 +108,8 @@ class State(Protocol):
         ...
 
     # -- decisions and sessions
-    def record_decision(self, stream: str, decision: Decision) -> None:
-        """Append to the decision log."""
+    def record_decision(self, stream: str, decision: Decision, events: Sequence[NewEvent] = ()) -> None:
+        """Append to the decision log and put the events into the outbox, in one transaction."""
         ...
 
     def decisions(self, stream: str, limit: int) -> Sequence[Decision]:
@@ -283,6 +163,64 @@ class State(Protocol):
         """List the sessions by id."""
         ...
 
+    # -- forgetting a class
+    def ask_forgetting(self, stream: str, class_id: int, decision: Decision) -> None:
+        """Note that a pending or live class is to be forgotten; from now on its label is refused."""
+        ...
+
+    def learnt_sample_ids(self, stream: str, class_id: int) -> Sequence[str]:
+        """List the class's training samples that promoted sessions have learnt, in arrival order."""
+        ...
+
+    def begin_forgetting(
+        self,
+        stream: str,
+        class_id: int,
+        *,
+        method: str,
+        at: float,
+        events: Callable[[SessionRecord], Sequence[NewEvent]] | None = None,
+    ) -> SessionRecord:
+        """Create a running session that takes a class out of the live generation."""
+        ...
+
+    def end_forgetting(
+        self,
+        stream: str,
+        session: int,
+        *,
+        outcome: SessionOutcome,
+        at: float,
+        detail: Mapping[str, Any],
+        again: bool = False,
+        generation: str | None = None,
+        accuracy: float | None = None,
+        removed: Sequence[str] = (),
+        decision: Decision | None = None,
+        events: Sequence[NewEvent] = (),
+    ) -> SessionRecord:
+        """End a session that takes a class out, in one transaction.
+
+        Promoted: every sample of the class is deleted, its class is forgotten, its generation gets the
+        next number and becomes the live one, and the generations `removed` are the stream's no more.
+        Otherwise the class is live as before or, to be tried `again`, still to be forgotten.
+        """
+        ...
+
+    def forget_unlearnt(
+        self, stream: str, class_id: int, decision: Decision, events: Sequence[NewEvent] = ()
+    ) -> None:
+        """Delete every sample of a class that no generation holds; it is forgotten."""
+        ...
+
+    def remember(self, stream: str, class_id: int, decision: Decision) -> None:
+        """Let a forgotten class take samples again: it is pending, with its old id and no sample.
+
+        Raises:
+            ValueError: the class is not forgotten.
+        """
+        ...
+
     # -- generations
     def generations(self, stream: str) -> Sequence[GenerationRecord]:
         """List the stream's generations by number."""
@@ -302,6 +240,14 @@ class State(Protocol):
         """
         ...
 
+    def remove_generations(self, stream: str, digests: Sequence[str]) -> None:
+        """Take generations off the stream's list; the live one must not be among them."""
+        ...
+
+    def generation_digests(self) -> frozenset[str]:
+        """Return the digests of all generations of all streams, configured or not."""
+        ...
+
     # -- events and commands
     def pending_events(self, stream: str, limit: int) -> Sequence[PendingEvent]:
         """List the outbox, the events that wait longest first."""
@@ -319,12 +265,29 @@ class State(Protocol):
         """Set the next offset wanted of a partition that no sample comes from: of commands or requests."""
         ...
 
-    def take_command(self, stream: str, place: Place, next_offset: int, command_id: str) -> bool:
+    def take_command(
+        self, stream: str, place: Place, next_offset: int, command_id: str, dated: float | None = None
+    ) -> bool:
         """Move the control topic's offset past a command and note its id, in one transaction.
 
+        Args:
+            stream: the stream.
+            place: partition of its control topic.
+            next_offset: wanted after the command.
+            command_id: of the command.
+            dated: what its age counts from, seconds since the epoch; None keeps the id for ever.
+
         Returns:
-            Whether a command of that id has never been taken before.
+            Whether no command of that id is remembered.
         """
+        ...
+
+    def forget_commands(self, before: float, limit: int) -> int:
+        """Forget the ids of the oldest commands dated before a time; return how many, at most `limit`."""
+        ...
+
+    def command_count(self) -> int:
+        """Count the ids of commands that are remembered, of all streams."""
         ...
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, false, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, false, func, insert, select, update
 
 from daemon.state.base import (
     ClassState,
@@ -59,13 +59,6 @@ def begin_session(
     Raises:
         ValueError: a session of the stream runs already, or a new class is unknown or live.
     """
-    running = connection.scalar(
-        select(sessions.c.id).where(
-            sessions.c.stream == stream, sessions.c.outcome == SessionOutcome.RUNNING.value
-        )
-    )
-    if running is not None:
-        raise ValueError(f"stream {stream!r}: session {running} is still running; end it first")
     states = {
         row.id: ClassState(row.state)
         for row in connection.execute(select(classes.c.id, classes.c.state).where(classes.c.stream == stream))
@@ -73,35 +66,14 @@ def begin_session(
     wrong = [c for c in new_classes if states.get(c) is not ClassState.PENDING]
     if wrong:
         raise ValueError(f"stream {stream!r}: new_classes {wrong} are not pending classes of its registry")
-    last = connection.scalar(select(func.max(sessions.c.id)).where(sessions.c.stream == stream))
-    parent = live_generation(connection, stream)
-    record = SessionRecord(
-        id=0 if last is None else last + 1,
-        new_classes=tuple(sorted(new_classes)),
-        outcome=SessionOutcome.RUNNING,
-        attempt=1,
-        started_at=at,
-        ended_at=None,
-        parent=None if parent is None else parent.digest,
-        generation=None,
-        seed=seed,
+    record = add_session(
+        connection,
+        stream,
+        new_classes=sorted(new_classes),
         method=method,
-        settings=dict(settings),
-    )
-    connection.execute(
-        insert(sessions).values(
-            stream=stream,
-            id=record.id,
-            new_classes=list(record.new_classes),
-            outcome=record.outcome.value,
-            attempt=record.attempt,
-            started_at=at,
-            parent=record.parent,
-            seed=seed,
-            method=method,
-            settings=record.settings,
-            detail={},
-        )
+        settings=settings,
+        seed=seed,
+        at=at,
     )
     taken = [*record.new_classes, *(c for c, state in states.items() if state is ClassState.LIVE)]
     for piece in chunks(taken):
@@ -118,9 +90,67 @@ def begin_session(
     return record
 
 
+def add_session(
+    connection: Connection,
+    stream: str,
+    *,
+    new_classes: Sequence[int],
+    method: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    at: float,
+    forgets: int | None = None,
+) -> SessionRecord:
+    """Create a running session that builds on the live generation.
+
+    Raises:
+        ValueError: a session of the stream runs already.
+    """
+    running = connection.scalar(
+        select(sessions.c.id).where(
+            sessions.c.stream == stream, sessions.c.outcome == SessionOutcome.RUNNING.value
+        )
+    )
+    if running is not None:
+        raise ValueError(f"stream {stream!r}: session {running} is still running; end it first")
+    last = connection.scalar(select(func.max(sessions.c.id)).where(sessions.c.stream == stream))
+    parent = live_generation(connection, stream)
+    record = SessionRecord(
+        id=0 if last is None else last + 1,
+        new_classes=tuple(new_classes),
+        outcome=SessionOutcome.RUNNING,
+        attempt=1,
+        started_at=at,
+        ended_at=None,
+        parent=None if parent is None else parent.digest,
+        generation=None,
+        seed=seed,
+        method=method,
+        settings=dict(settings),
+        forgets=forgets,
+    )
+    connection.execute(
+        insert(sessions).values(
+            stream=stream,
+            id=record.id,
+            new_classes=list(record.new_classes),
+            outcome=record.outcome.value,
+            attempt=record.attempt,
+            started_at=at,
+            parent=record.parent,
+            seed=seed,
+            method=method,
+            settings=record.settings,
+            detail={},
+            forgets=forgets,
+        )
+    )
+    return record
+
+
 def restart_session(connection: Connection, stream: str, session: int) -> SessionRecord:
     """Count one more attempt of a running session."""
-    _running(connection, stream, session)
+    running_session(connection, stream, session)
     connection.execute(
         update(sessions)
         .where(sessions.c.stream == stream, sessions.c.id == session)
@@ -145,18 +175,22 @@ def end_session(
     Raises:
         ValueError: the session does not run, the outcome is none, or a promotion names no generation.
     """
-    record = _running(connection, stream, session)
+    record = running_session(connection, stream, session)
     if outcome is SessionOutcome.RUNNING:
         raise ValueError("outcome: running is not one; use promoted, rejected or failed")
     if outcome is SessionOutcome.PROMOTED:
         if generation is None:
             raise ValueError(f"session {session}: a promotion needs the digest of its generation")
-        number = _add_generation(connection, stream, generation, session, at, accuracy)
-        _point(connection, stream, number)
+        make_live(connection, stream, generation, session, at, accuracy)
         for piece in chunks(record.new_classes):
             connection.execute(
                 update(classes)
-                .where(classes.c.stream == stream, classes.c.id.in_(piece))
+                # One that an operator wants forgotten meanwhile is to be taken out again.
+                .where(
+                    classes.c.stream == stream,
+                    classes.c.id.in_(piece),
+                    classes.c.state == ClassState.PENDING.value,
+                )
                 .values(state=ClassState.LIVE.value)
             )
     else:
@@ -165,6 +199,26 @@ def end_session(
             .where(samples.c.stream == stream, samples.c.session == session, samples.c.holdout == false())
             .values(session=None)
         )
+    return close_session(connection, stream, session, outcome, at, detail, generation)
+
+
+def make_live(
+    connection: Connection, stream: str, digest: str, session: int, at: float, accuracy: float | None
+) -> None:
+    """Give a session's generation the next number and point to it."""
+    _point(connection, stream, _add_generation(connection, stream, digest, session, at, accuracy))
+
+
+def close_session(
+    connection: Connection,
+    stream: str,
+    session: int,
+    outcome: SessionOutcome,
+    at: float,
+    detail: Mapping[str, Any],
+    generation: str | None,
+) -> SessionRecord:
+    """Write down how a session ended."""
     connection.execute(
         update(sessions)
         .where(sessions.c.stream == stream, sessions.c.id == session)
@@ -210,6 +264,19 @@ def set_live(connection: Connection, stream: str, digest: str) -> GenerationReco
     return _generation_record(row)
 
 
+def remove_generations(connection: Connection, stream: str, digests: Sequence[str]) -> None:
+    """Take generations off the stream's list; the live pointer's foreign key keeps the live one."""
+    for piece in chunks(digests):
+        connection.execute(
+            delete(generations).where(generations.c.stream == stream, generations.c.digest.in_(piece))
+        )
+
+
+def generation_digests(connection: Connection) -> frozenset[str]:
+    """Read the digests of all streams' generations."""
+    return frozenset(connection.scalars(select(generations.c.digest)))
+
+
 def _session(connection: Connection, stream: str, session: int) -> SessionRecord:
     row = connection.execute(
         select(sessions).where(sessions.c.stream == stream, sessions.c.id == session)
@@ -219,7 +286,12 @@ def _session(connection: Connection, stream: str, session: int) -> SessionRecord
     return _session_record(row)
 
 
-def _running(connection: Connection, stream: str, session: int) -> SessionRecord:
+def running_session(connection: Connection, stream: str, session: int) -> SessionRecord:
+    """Read a session that runs.
+
+    Raises:
+        ValueError: it does not.
+    """
     record = _session(connection, stream, session)
     if record.outcome is not SessionOutcome.RUNNING:
         raise ValueError(f"stream {stream!r}: session {session} has ended already ({record.outcome})")
@@ -269,6 +341,7 @@ def _session_record(row: Row[Any]) -> SessionRecord:
         method=row.method,
         settings=row.settings,
         detail=row.detail,
+        forgets=row.forgets,
     )
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
+from daemon.errors import LabelForgotten
 from daemon.sources.base import Place
 from daemon.state.base import ClassState, NewSample, StoreResult, StreamCounts
 from daemon.state.holdout import is_holdout
+from daemon.state.payload_files import PayloadFiles, Span
 from daemon.state.schema import classes, offsets, samples, totals
 
 # Databases bound the parameters of one statement; SQLite's oldest bound is 999.
 _CHUNK = 500
+
+# Classes in these states take no samples.
+REFUSED = (ClassState.FORGETTING.value, ClassState.FORGOTTEN.value)
 
 T = TypeVar("T")
 
@@ -26,6 +31,7 @@ def chunks(items: Sequence[T], size: int = _CHUNK) -> Iterator[Sequence[T]]:
 
 def store(
     connection: Connection,
+    payloads: PayloadFiles,
     stream: str,
     arrived: Sequence[NewSample],
     dead_lettered: int,
@@ -34,7 +40,11 @@ def store(
     fraction: float,
     now: float,
 ) -> StoreResult:
-    """Insert new samples and classes, add to the totals and move the offsets."""
+    """Insert new samples and classes, add to the totals and move the offsets.
+
+    Raises:
+        LabelForgotten: a label is of a class that takes no samples.
+    """
     known = _known_ids(connection, stream, [sample.id for sample in arrived])
     fresh: dict[str, NewSample] = {}
     for sample in arrived:
@@ -42,8 +52,14 @@ def store(
             fresh.setdefault(sample.id, sample)
     class_ids, new_class_ids = _class_ids(connection, stream, (s.label for s in fresh.values()), now)
     if fresh:
-        connection.execute(
-            insert(samples), [_row(stream, s, class_ids[s.label], fraction, now) for s in fresh.values()]
+        # Before the rows are written: what a row refers to is always there.
+        spans = payloads.append([sample.payload for sample in fresh.values()])
+        _insert(
+            connection,
+            [
+                _row(stream, sample, class_ids[sample.label], span, fraction, now)
+                for sample, span in zip(fresh.values(), spans, strict=True)
+            ],
         )
     _add_totals(connection, stream, len(fresh), len(arrived) - len(fresh), dead_lettered)
     for place, offset in next_offsets.items():
@@ -54,6 +70,15 @@ def store(
         dead_lettered=dead_lettered,
         new_class_ids=new_class_ids,
     )
+
+
+def withdraw(connection: Connection, stream: str, ids: Sequence[str]) -> None:
+    """Delete samples and count them as dead letters, so that the totals still add up."""
+    for piece in chunks(ids):
+        deleted = connection.execute(
+            delete(samples).where(samples.c.stream == stream, samples.c.id.in_(piece))
+        ).rowcount
+        _add_totals(connection, stream, -deleted, 0, deleted)
 
 
 def next_offsets(connection: Connection, stream: str) -> dict[Place, int]:
@@ -72,22 +97,54 @@ def counts(connection: Connection, stream: str) -> StreamCounts:
     )
 
 
-def _row(stream: str, sample: NewSample, class_id: int, fraction: float, now: float) -> dict[str, Any]:
-    return {
-        "stream": stream,
-        "id": sample.id,
-        "class_id": class_id,
-        "holdout": is_holdout(stream, sample.id, fraction),
-        "session": None,
-        "arrived_at": now,
-        "timestamp": sample.timestamp,
-        "topic": sample.place.topic,
-        "partition": sample.place.partition,
-        "offset": sample.offset,
-        "position": sample.position,
-        "content_type": sample.content_type,
-        "payload": sample.payload,
-    }
+def _row(
+    stream: str, sample: NewSample, class_id: int, span: Span, fraction: float, now: float
+) -> tuple[Any, ...]:
+    """Return the values of `_COLUMNS`."""
+    return (
+        stream,
+        sample.id,
+        class_id,
+        is_holdout(stream, sample.id, fraction),
+        now,
+        sample.timestamp,
+        *sample.place,
+        sample.offset,
+        sample.position,
+        sample.content_type,
+        *span,
+    )
+
+
+_COLUMNS = (
+    "stream",
+    "id",
+    "class_id",
+    "holdout",
+    "arrived_at",
+    "timestamp",
+    "topic",
+    "partition",
+    "offset",
+    "position",
+    "content_type",
+    "file",
+    "start",
+    "length",
+)
+
+
+def _insert(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows of `_COLUMNS`, in what the driver takes.
+
+    SQLAlchemy's own way from a mapping to the driver's parameters costs as much per row as the insertion.
+    """
+    statement = insert(samples).compile(dialect=connection.dialect, column_keys=_COLUMNS)
+    if statement.positional:
+        assert statement.positiontup == list(_COLUMNS)
+        connection.exec_driver_sql(str(statement), list(rows))
+    else:
+        connection.exec_driver_sql(str(statement), [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
 
 
 def _known_ids(connection: Connection, stream: str, ids: Sequence[str]) -> set[str]:
@@ -108,10 +165,13 @@ def _class_ids(
     found: dict[str, int] = {}
     for piece in chunks(wanted):
         rows = connection.execute(
-            select(classes.c.label, classes.c.id).where(
+            select(classes.c.label, classes.c.id, classes.c.state).where(
                 classes.c.stream == stream, classes.c.label.in_(piece)
             )
-        )
+        ).all()
+        refused = [row.label for row in rows if row.state in REFUSED]
+        if refused:
+            raise LabelForgotten(f"stream {stream!r}: classes {refused} take no samples: they are forgotten")
         found.update({row.label: row.id for row in rows})
     new = [label for label in wanted if label not in found]
     if not new:

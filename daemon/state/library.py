@@ -10,6 +10,7 @@ from sqlalchemy import Connection, false, func, or_, select, true
 from daemon.sources.base import Place
 from daemon.state.base import ClassBuffer, ClassRecord, ClassState, SessionOutcome, StoredSample
 from daemon.state.ingest import chunks
+from daemon.state.payload_files import PayloadFiles, Span
 from daemon.state.schema import classes, samples, sessions
 
 V = TypeVar("V")
@@ -80,12 +81,16 @@ def buffers(connection: Connection, stream: str) -> list[ClassBuffer]:
 
 
 def session_sample_ids(connection: Connection, stream: str, session: int) -> list[str]:
-    """Read the training samples of a session, in arrival order."""
+    """Read the training samples of a session, in the order of their ids.
+
+    Arrival order would differ from run to run: partitions interleave as they please, and with another order
+    the same samples give a generation of another digest.
+    """
     return list(
         connection.scalars(
             select(samples.c.id)
             .where(samples.c.stream == stream, samples.c.session == session, samples.c.holdout == false())
-            .order_by(samples.c.seq)
+            .order_by(samples.c.id)
         )
     )
 
@@ -93,20 +98,22 @@ def session_sample_ids(connection: Connection, stream: str, session: int) -> lis
 def holdout_sample_ids(
     connection: Connection, stream: str, class_ids: Sequence[int], limit_per_class: int
 ) -> list[str]:
-    """Read the earliest holdout samples of each class, in the order of the classes asked for."""
+    """Read the earliest holdout samples of each class: classes in the order asked for, then by sample id."""
     return [
         sample_id
         for class_id in class_ids
-        for sample_id in connection.scalars(
-            select(samples.c.id)
-            .where(
-                samples.c.stream == stream,
-                samples.c.holdout == true(),
-                samples.c.session.is_(None),
-                samples.c.class_id == class_id,
+        for sample_id in sorted(
+            connection.scalars(
+                select(samples.c.id)
+                .where(
+                    samples.c.stream == stream,
+                    samples.c.holdout == true(),
+                    samples.c.session.is_(None),
+                    samples.c.class_id == class_id,
+                )
+                .order_by(samples.c.arrived_at, samples.c.seq)
+                .limit(limit_per_class)
             )
-            .order_by(samples.c.arrived_at, samples.c.seq)
-            .limit(limit_per_class)
         )
     ]
 
@@ -124,21 +131,24 @@ def sample_labels(connection: Connection, stream: str, ids: Sequence[str]) -> li
     return [_known(found, stream, sample_id) for sample_id in ids]
 
 
-def stored_samples(connection: Connection, stream: str, ids: Sequence[str]) -> list[StoredSample]:
+def stored_samples(
+    connection: Connection, payloads: PayloadFiles, stream: str, ids: Sequence[str]
+) -> list[StoredSample]:
     """Read at most one statement's worth of samples with their payloads, in the order asked for."""
-    rows = connection.execute(select(samples).where(samples.c.stream == stream, samples.c.id.in_(ids)))
+    rows = connection.execute(select(samples).where(samples.c.stream == stream, samples.c.id.in_(ids))).all()
+    contents = payloads.read([Span(row.file, row.start, row.length) for row in rows])
     found = {
         row.id: StoredSample(
             id=row.id,
             class_id=row.class_id,
             content_type=row.content_type,
-            payload=row.payload,
+            payload=payload,
             holdout=row.holdout,
             place=Place(row.topic, row.partition),
             offset=row.offset,
             position=row.position,
         )
-        for row in rows
+        for row, payload in zip(rows, contents, strict=True)
     }
     return [_known(found, stream, sample_id) for sample_id in ids]
 

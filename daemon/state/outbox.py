@@ -49,12 +49,32 @@ def remove_events(connection: Connection, stream: str, seqs: Sequence[int]) -> N
         connection.execute(delete(outbox).where(outbox.c.stream == stream, outbox.c.seq.in_(piece)))
 
 
-def take_command(connection: Connection, stream: str, command_id: str, at: float) -> bool:
+def take_command(
+    connection: Connection, stream: str, command_id: str, at: float, dated: float | None
+) -> bool:
     """Note a command's id; return whether it was not there yet."""
     known = connection.scalar(
         select(commands.c.id).where(commands.c.stream == stream, commands.c.id == command_id)
     )
     if known is not None:
         return False
-    connection.execute(insert(commands).values(stream=stream, id=command_id, taken_at=at))
+    connection.execute(insert(commands).values(stream=stream, id=command_id, taken_at=at, dated=dated))
     return True
+
+
+def forget_commands(connection: Connection, before: float, limit: int) -> int:
+    """Remove the ids of the oldest commands dated before a time; return how many."""
+    old = connection.execute(
+        select(commands.c.stream, commands.c.id)
+        .where(commands.c.dated < before)
+        .order_by(commands.c.dated)
+        .limit(limit)
+    ).all()
+    for row in old:
+        connection.execute(delete(commands).where(commands.c.stream == row.stream, commands.c.id == row.id))
+    return len(old)
+
+
+def command_count(connection: Connection) -> int:
+    """Count the commands remembered, of all streams."""
+    return connection.scalar(select(func.count()).select_from(commands)) or 0

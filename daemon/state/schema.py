@@ -11,14 +11,13 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
-    LargeBinary,
     MetaData,
     Table,
     Text,
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 
@@ -63,7 +62,17 @@ classes = Table(
     UniqueConstraint("stream", "label"),
 )
 
-# `session` is the session that trains or has trained on a sample, null while there is none.
+# Payloads of deleted samples that are still to be overwritten: they must be gone also if a kill comes first.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("file", Integer, primary_key=True, autoincrement=False),
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("length", Integer, primary_key=True, autoincrement=False),
+)
+
+# `session` is the session that trains or has trained on a sample, null while there is none. `file`, `start`
+# and `length` say where the payload lies (`daemon.state.payload_files`).
 samples = Table(
     "samples",
     metadata,
@@ -80,11 +89,13 @@ samples = Table(
     Column("offset", BigInteger, nullable=False),
     Column("position", Integer, nullable=False),
     Column("content_type", Text, nullable=False),
-    Column("payload", LargeBinary, nullable=False),
+    Column("file", Integer, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("length", Integer, nullable=False),
     UniqueConstraint("stream", "id"),
     ForeignKeyConstraint(["stream", "class_id"], ["classes.stream", "classes.id"]),
 )
-# Buffers are counted every second: this covers the count, so that no row with its payload is read.
+# Buffers are counted every second: this covers the count, so that no row is read.
 Index(
     "samples_buffers",
     samples.c.stream,
@@ -107,6 +118,7 @@ decisions = Table(
     Column("facts", JSON, nullable=False),
 )
 
+# `forgets` is the class that the session takes out, null for a session that learns.
 sessions = Table(
     "sessions",
     metadata,
@@ -123,6 +135,7 @@ sessions = Table(
     Column("method", Text, nullable=False),
     Column("settings", JSON, nullable=False),
     Column("detail", JSON, nullable=False),
+    Column("forgets", Integer, nullable=True),
 )
 
 generations = Table(
@@ -158,11 +171,15 @@ outbox = Table(
     Column("data", JSON, nullable=False),
 )
 
-# Ids of the commands that were taken from the control topic, kept so that none is taken twice.
+# Ids of the commands that were taken from the control topic, kept so that none is taken twice. `dated` is
+# what a command's age counts from, null for one that must be remembered for ever.
 commands = Table(
     "commands",
     metadata,
     Column("stream", Text, primary_key=True),
     Column("id", Text, primary_key=True),
     Column("taken_at", Float, nullable=False),
+    Column("dated", Float, nullable=True),
 )
+# The old ones are looked for every few minutes.
+Index("commands_dated", commands.c.dated)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, inspect, select, update
+from sqlalchemy import Engine, insert, inspect, select, update
 
 from daemon.clock import Clock
-from daemon.errors import FencedOwner, StateError, StateVersionMismatch
+from daemon.errors import StateError, StateVersionMismatch
 from daemon.events.base import NewEvent, PendingEvent
 from daemon.sources.base import Place
 from daemon.sqlite import sqlite_engine, writing
@@ -30,36 +28,21 @@ from daemon.state.base import (
     StreamCounts,
 )
 from daemon.state.lock import DirectoryLock
+from daemon.state.migrations import MIGRATIONS, migrate
+from daemon.state.payload_files import PayloadFiles
 from daemon.state.schema import SCHEMA_VERSION, metadata, owner
+from daemon.state.sql_forgetting import SqlForgetting
 
 # Payloads are read in pieces so that a session over many large images needs little memory.
 _PAYLOADS_AT_ONCE = 128
 
 
-class SqlState:
+class SqlState(SqlForgetting):
     """The `State` of one state directory; any thread may call any method.
 
     Every writing method is one transaction that first checks the owner's epoch. Opened read-only it
     takes no lock and no epoch, and only the reading methods work.
     """
-
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        lock: DirectoryLock | None,
-        epoch: int | None,
-        holdout_fraction: Mapping[str, float],
-        clock: Clock,
-    ) -> None:
-        self._reader = engine
-        self._writer = writing(engine)
-        self._lock = lock
-        self._epoch = epoch
-        self._holdout_fraction = dict(holdout_fraction)
-        self._clock = clock
-        # Threads queue here in order instead of polling the database's own lock.
-        self._one_writer = threading.Lock()
 
     @classmethod
     def open(
@@ -84,27 +67,38 @@ class SqlState:
             StateError: read-only, and there is no database.
         """
         path = directory / "state.db"
+        payloads = PayloadFiles(directory / "payloads")
         if read_only:
             if not path.exists():
                 raise StateError(f"{path}: no state here; start a daemon with this state_directory first")
             engine = sqlite_engine(path, read_only=True)
             _check_version(engine)
-            return cls(engine, lock=None, epoch=None, holdout_fraction=holdout_fraction, clock=clock)
+            return cls(
+                engine,
+                lock=None,
+                epoch=None,
+                holdout_fraction=holdout_fraction,
+                clock=clock,
+                payloads=payloads,
+            )
         directory.mkdir(parents=True, exist_ok=True)
         lock = DirectoryLock(directory)
         try:
             engine = sqlite_engine(path)
-            epoch = _take_over(engine)
+            epoch = _take_over(engine, payloads)
         except BaseException:
             lock.release()
             raise
-        return cls(engine, lock=lock, epoch=epoch, holdout_fraction=holdout_fraction, clock=clock)
-
-    def close(self) -> None:
-        """Release the lock and every connection; idempotent."""
-        self._reader.dispose()
-        if self._lock is not None:
-            self._lock.release()
+        state = cls(
+            engine,
+            lock=lock,
+            epoch=epoch,
+            holdout_fraction=holdout_fraction,
+            clock=clock,
+            payloads=payloads,
+        )
+        state.finish_erasures()
+        return state
 
     # -- intake
 
@@ -124,6 +118,7 @@ class SqlState:
 
         Raises:
             ValueError: the stream has no holdout fraction.
+            LabelForgotten: a label is of a class that takes no samples; nothing was written.
             FencedOwner: another daemon has taken over; nothing was written.
         """
         if stream not in self._holdout_fraction:
@@ -131,6 +126,7 @@ class SqlState:
         with self._write() as connection:
             return ingest.store(
                 connection,
+                self._payloads,
                 stream,
                 samples,
                 len(dead),
@@ -138,6 +134,15 @@ class SqlState:
                 fraction=self._holdout_fraction[stream],
                 now=self._clock.now(),
             )
+
+    def withdraw(self, stream: str, ids: Sequence[str]) -> None:
+        """Take samples out of the store and count them as dead letters instead; unknown ids are left out.
+
+        Raises:
+            FencedOwner: another daemon has taken over; nothing was written.
+        """
+        with self._write() as connection:
+            ingest.withdraw(connection, stream, ids)
 
     def counts(self, stream: str) -> StreamCounts:
         """Return the durable totals."""
@@ -157,14 +162,14 @@ class SqlState:
             return library.buffers(connection, stream)
 
     def session_sample_ids(self, stream: str, session: int) -> Sequence[str]:
-        """List the training samples assigned to a session, in arrival order."""
+        """List the training samples assigned to a session, by id: the same whatever order they came in."""
         with self._reader.begin() as connection:
             return library.session_sample_ids(connection, stream, session)
 
     def holdout_sample_ids(
         self, stream: str, class_ids: Sequence[int], limit_per_class: int
     ) -> Sequence[str]:
-        """List holdout samples class by class, the earliest ones of each first."""
+        """List the earliest holdout samples of each class, class by class and then by id."""
         with self._reader.begin() as connection:
             return library.holdout_sample_ids(connection, stream, class_ids, limit_per_class)
 
@@ -185,15 +190,16 @@ class SqlState:
         """
         for piece in ingest.chunks(ids, _PAYLOADS_AT_ONCE):
             with self._reader.begin() as connection:
-                found = library.stored_samples(connection, stream, piece)
+                found = library.stored_samples(connection, self._payloads, stream, piece)
             yield from found
 
     # -- decisions and sessions
 
-    def record_decision(self, stream: str, decision: Decision) -> None:
-        """Append to the decision log."""
+    def record_decision(self, stream: str, decision: Decision, events: Sequence[NewEvent] = ()) -> None:
+        """Append to the decision log and put the events into the outbox."""
         with self._write() as connection:
             history.add_decision(connection, stream, decision)
+            outbox.add_events(connection, stream, events)
 
     def decisions(self, stream: str, limit: int) -> Sequence[Decision]:
         """List the latest decisions, newest first."""
@@ -326,25 +332,23 @@ class SqlState:
         with self._write() as connection:
             ingest.move_offset(connection, stream, place, next_offset)
 
-    def take_command(self, stream: str, place: Place, next_offset: int, command_id: str) -> bool:
+    def take_command(
+        self, stream: str, place: Place, next_offset: int, command_id: str, dated: float | None = None
+    ) -> bool:
         """Move the control topic's offset and note the command; return whether its id is new."""
         with self._write() as connection:
             ingest.move_offset(connection, stream, place, next_offset)
-            return outbox.take_command(connection, stream, command_id, self._clock.now())
+            return outbox.take_command(connection, stream, command_id, self._clock.now(), dated)
 
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        if self._epoch is None:
-            raise StateError("the state is open read-only: only the daemon that owns it may write")
-        with self._one_writer, self._writer.begin() as connection:
-            # The row lock (SQLite: the write lock) keeps a new owner out until this transaction ends.
-            epoch = connection.scalar(select(owner.c.epoch).with_for_update())
-            if epoch != self._epoch:
-                raise FencedOwner(
-                    f"this daemon owned the state in epoch {self._epoch}, it is now {epoch}: "
-                    "another daemon has taken over; stop this one"
-                )
-            yield connection
+    def forget_commands(self, before: float, limit: int) -> int:
+        """Forget the oldest ids of commands dated before a time; return how many, at most `limit`."""
+        with self._write() as connection:
+            return outbox.forget_commands(connection, before, limit)
+
+    def command_count(self) -> int:
+        """Count the ids of commands that are remembered."""
+        with self._reader.begin() as connection:
+            return outbox.command_count(connection)
 
 
 def _check_version(engine: Engine) -> None:
@@ -355,19 +359,25 @@ def _check_version(engine: Engine) -> None:
             else None
         )
     if found != SCHEMA_VERSION:
+        remedy = (
+            "start this release's daemon on it once, which brings it up to date"
+            if found in MIGRATIONS
+            else "use the release that wrote it, or another state_directory"
+        )
         raise StateVersionMismatch(
-            f"{engine.url.database}: schema version {found}, this release needs {SCHEMA_VERSION}: "
-            "use the release that wrote it, or another state_directory"
+            f"{engine.url.database}: schema version {found}, this release needs {SCHEMA_VERSION}: {remedy}"
         )
 
 
-def _take_over(engine: Engine) -> int:
+def _take_over(engine: Engine, payloads: PayloadFiles) -> int:
     """Create the tables if there are none, and make this process the owner of the next epoch."""
     with writing(engine).begin() as connection:
         new = not inspect(connection).has_table(owner.name)
         if new:
             metadata.create_all(connection)
             connection.execute(insert(owner).values(id=1, schema_version=SCHEMA_VERSION, epoch=0))
+        else:
+            migrate(connection, payloads)
     if not new:
         _check_version(engine)
     with writing(engine).begin() as connection:

@@ -115,6 +115,10 @@ class KafkaSource:
         """Return the lag per assigned partition, as of the last second's look; asks no broker."""
         return self._handover.lag()
 
+    def stalled(self) -> Sequence[Place]:
+        """List partitions with lag that have given nothing for `stall_seconds`; asks no broker."""
+        return self.facts().stalled
+
     def facts(self) -> KafkaFacts:
         """Return what the daemon exports; asks no broker."""
         records, size, stale, rebalances = self._handover.counts()

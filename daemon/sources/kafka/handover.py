@@ -20,6 +20,8 @@ from daemon.sources.kafka.offsets import oldest_age
 RESUME_SHARE = 0.5
 # Looks further apart than this had an outage between them.
 OBSERVATION_GAP_SECONDS = 5.0
+# Intake holds two polls at a time, one being parsed and one being stored, and copies of their samples.
+TAKE_BYTES = 16 * 2**20
 
 
 @dataclass
@@ -206,11 +208,15 @@ class Handover:
 
     # -- intake's side
     def take(self, timeout: float, max_records: int) -> list[Record]:
-        """Return the next records, waiting at most the timeout (s); empty while paused by intake."""
+        """Return the next records, waiting at most the timeout (s); empty while paused by intake.
+
+        Chunks are added until they have `TAKE_BYTES` together.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._available(), timeout)
             taken: list[Record] = []
-            while len(taken) < max_records and self._available():
+            before = self._bytes
+            while len(taken) < max_records and before - self._bytes < TAKE_BYTES and self._available():
                 chunk = self._chunks.popleft()
                 part = self._partitions[chunk.place]
                 # An earlier assignment may have handed some over while this fetch was under way.
@@ -270,9 +276,10 @@ class Handover:
             return lags
 
     def stalled(self, after: float) -> tuple[Place, ...]:
-        """List owned partitions that have had lag and given no record for so long (s)."""
-        limit = self._clock.monotonic() - after
+        """List owned partitions that, at the last look, had had lag and given no record for so long (s)."""
         with self._changed:
+            # Not now: while no broker tells the ends of the log, time alone makes no partition stalled.
+            limit = self._observed_at - after
             return tuple(
                 sorted(
                     p for p, part in self._partitions.items() if part.assigned and part.progress_at < limit

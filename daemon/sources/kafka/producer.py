@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 from kafka import KafkaProducer
@@ -53,23 +54,19 @@ class KafkaSink:
             MessageRefused: the cluster will never take one of them; the others may have been appended.
             ValueError: a message has neither value nor key.
         """
-        for message in messages:
-            if message.value is None and message.key is None:
-                raise ValueError(
-                    f"message to {topic}: value and key are both None: a tombstone needs its key"
-                )
+        check_messages(topic, messages)
+        # The margin lets the producer itself give a message up first, so that none is left under way.
+        patience = self._settings.delivery_timeout_seconds + MARGIN_SECONDS
         # The lock is held to the end: a failure ends the producer, and with it only this call's messages.
         with self._lock:
             assert not self._closed, "a closed sink sends nothing"
             try:
                 if self._producer is None:
                     self._producer = self._connect()
-                self._deliver(self._producer, topic, messages)
+                deliver(self._producer, topic, messages, patience)
             except REFUSALS as error:
                 self._discard()
-                raise MessageRefused(
-                    f"topic {topic}: refused: {error}; check the topic's max.message.bytes, name and ACLs"
-                ) from error
+                raise refused(topic, error) from error
             except (kafka_errors.KafkaError, OSError) as error:
                 self._discard()
                 said = describe_failure(self._settings, error)
@@ -83,14 +80,6 @@ class KafkaSink:
             self._closed = True
             self._discard()
 
-    def _deliver(self, producer: KafkaProducer, topic: str, messages: Sequence[Message]) -> None:
-        futures = [producer.send(topic, value=m.value, key=m.key, headers=_headers(m)) for m in messages]
-        # The margin lets the producer itself give a message up first, so that none is left under way.
-        patience = self._settings.delivery_timeout_seconds + MARGIN_SECONDS
-        producer.flush(patience)
-        for future in futures:
-            future.get(timeout=patience)
-
     def _discard(self) -> None:
         """End the producer: after a refusal it answers every send with that refusal, for ever."""
         producer, self._producer = self._producer, None
@@ -102,28 +91,69 @@ class KafkaSink:
             log.warning("kafka.producer_close_failed", error=str(error))
 
     def _connect(self) -> KafkaProducer:
-        s = self._settings
-        options = connection_options(s)
-        # Kafka's rule: a delivery must have room for one request and the linger before it.
-        request = min(s.request_timeout_seconds, s.delivery_timeout_seconds - s.linger_seconds)
-        delivery_ms = round(s.delivery_timeout_seconds * 1000)
-        return KafkaProducer(
-            **options
-            | {
-                "request_timeout_ms": int(request * 1000),
-                "delivery_timeout_ms": delivery_ms,
-                "max_block_ms": delivery_ms,
-                "acks": "all",
-                "enable_idempotence": True,
-                "compression_type": None if s.compression == "none" else s.compression,
-                "linger_ms": round(s.linger_seconds * 1000),
-                "batch_size": s.batch_bytes,
-                "max_request_size": s.max_message_bytes,
-                # Their names are derived, not typed; whether the cluster makes them is its own policy.
-                "allow_auto_create_topics": True,
-                "metrics_enabled": False,
-            }
-        )
+        return KafkaProducer(**producer_options(self._settings))
+
+
+def producer_options(settings: config.KafkaSource) -> dict[str, Any]:
+    """Return what every producer of the daemon has in common.
+
+    Raises:
+        ConfigError: a certificate, key or secret file cannot be used.
+    """
+    s = settings
+    # Kafka's rule: a delivery must have room for one request and the linger before it.
+    request = min(s.request_timeout_seconds, s.delivery_timeout_seconds - s.linger_seconds)
+    delivery_ms = round(s.delivery_timeout_seconds * 1000)
+    return connection_options(s) | {
+        "request_timeout_ms": int(request * 1000),
+        "delivery_timeout_ms": delivery_ms,
+        "max_block_ms": delivery_ms,
+        "acks": "all",
+        "enable_idempotence": True,
+        "compression_type": None if s.compression == "none" else s.compression,
+        "linger_ms": round(s.linger_seconds * 1000),
+        "batch_size": s.batch_bytes,
+        "max_request_size": s.max_message_bytes,
+        # Their names are derived, not typed; whether the cluster makes them is its own policy.
+        "allow_auto_create_topics": True,
+        "metrics_enabled": False,
+    }
+
+
+def check_messages(topic: str, messages: Sequence[Message]) -> None:
+    """Refuse what no topic can hold.
+
+    Raises:
+        ValueError: a message has neither value nor key.
+    """
+    for message in messages:
+        if message.value is None and message.key is None:
+            raise ValueError(f"message to {topic}: value and key are both None: a tombstone needs its key")
+
+
+def deliver(producer: KafkaProducer, topic: str, messages: Sequence[Message], patience: float) -> None:
+    """Send messages and return when all in-sync replicas have them.
+
+    Args:
+        producer: an open one.
+        topic: its name.
+        messages: `check_messages` has seen them.
+        patience: how long each wait may take, in seconds.
+
+    Raises:
+        KafkaError: one of them was not confirmed.
+    """
+    futures = [producer.send(topic, value=m.value, key=m.key, headers=_headers(m)) for m in messages]
+    producer.flush(patience)
+    for future in futures:
+        future.get(timeout=patience)
+
+
+def refused(topic: str, error: Exception) -> MessageRefused:
+    """Say that the cluster will never take a message, and where to look."""
+    return MessageRefused(
+        f"topic {topic}: refused: {error}; check the topic's max.message.bytes, name and ACLs"
+    )
 
 
 def _headers(message: Message) -> list[tuple[str, bytes]]:

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 
 from daemon import settings as config
 from daemon.errors import SourceUnavailable
-from daemon.sources.base import Extent, Record
+from daemon.sources.base import Extent, Place, Record
 from daemon.sources.kafka.pump import as_record
 from daemon.sources.kafka.security import connection_options, describe_failure
+from daemon.sources.transactions import Position
 
 log = structlog.get_logger(__name__)
 
@@ -103,21 +104,41 @@ def group_offsets(settings: config.KafkaSource, partitions: Iterable[int]) -> di
     Raises:
         SourceUnavailable: no broker answers, or access is refused.
     """
+    wanted = [TopicPartition(settings.topic, partition) for partition in partitions]
+    found = _committed(settings, settings.group_id, wanted)
+    return {tp.partition: committed.offset for tp, committed in found.items()}
+
+
+def group_positions(
+    settings: config.KafkaSource, group: str, places: Iterable[Place]
+) -> dict[Place, Position]:
+    """Return what a group has committed of some partitions, with its notes, without joining the group.
+
+    With `isolation_level` at `read_committed` this waits for transactions that are committing.
+
+    Raises:
+        SourceUnavailable: no broker answers, or access is refused.
+    """
+    found = _committed(settings, group, [TopicPartition(*place) for place in places])
+    return {
+        Place(tp.topic, tp.partition): Position(committed.offset, committed.metadata or "")
+        for tp, committed in found.items()
+    }
+
+
+def _committed(
+    settings: config.KafkaSource, group: str, wanted: Iterable[TopicPartition]
+) -> dict[TopicPartition, OffsetAndMetadata]:
+    timeout_ms = round(settings.request_timeout_seconds * 1000)
     try:
-        consumer = _connect(settings, settings.group_id)
+        consumer = _connect(settings, group)
         try:
-            timeout_ms = round(settings.request_timeout_seconds * 1000)
-            found = {
-                partition: consumer.committed(
-                    TopicPartition(settings.topic, partition), timeout_ms=timeout_ms
-                )
-                for partition in partitions
-            }
+            found = {tp: consumer.committed(tp, metadata=True, timeout_ms=timeout_ms) for tp in wanted}
         finally:
             consumer.close(timeout_ms=CLOSE_MS)
     except (kafka_errors.KafkaError, OSError) as error:
         raise SourceUnavailable(describe_failure(settings, error)) from error
-    return {partition: offset for partition, offset in found.items() if offset is not None}
+    return {tp: committed for tp, committed in found.items() if committed is not None}
 
 
 def _connect(settings: config.KafkaSource, group: str | None) -> KafkaConsumer:
