@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cl_engine import assets
-from cl_engine.backbones import FrozenModel, load_backbone
+from cl_engine.backbones import Backbone, load_backbone
 from cl_engine.generation import Generation
 from cl_engine.images import square
 from cl_engine.learners import create
@@ -29,7 +29,7 @@ class Taught:
         images: PNG files that no session has seen, of the classes of all sessions.
     """
 
-    backbone: FrozenModel
+    backbone: Backbone
     generations: tuple[Generation, ...]
     images: tuple[bytes, ...]
 

@@ -8,7 +8,6 @@ with samples and offsets, and the commit. Both count samples, from the first one
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
 import statistics
@@ -18,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +24,21 @@ import structlog
 from kafka import KafkaConsumer
 from PIL import Image
 
+from cl_engine import assets
 from daemon.clock import SystemClock
 from daemon.intake import Intake
-from daemon.messages.encode import Item, arrow_class_batch, raw_message
+from daemon.messages.encode import Item, arrow_class_batch, json_class_batch, raw_message
 from daemon.metrics import Metrics
+from daemon.sessions.job import Job, ProgressEvent
+from daemon.sessions.trainer import TrainerProcess
+from daemon.settings import BackboneSettings, LimitSettings, LogSettings, TrainerSettings
 from daemon.settings import KafkaSource as KafkaSettings
-from daemon.settings import LimitSettings, TrainerSettings
-from daemon.sources.base import Message
+from daemon.sources.base import Message, Place, Record
 from daemon.sources.kafka import KafkaSink, KafkaSource
+from daemon.sources.kafka.consumer import MAX_POLL_RECORDS
 from daemon.sources.kafka.topics import TopicPlan, create_topics
 from daemon.state import SqlState
-from daemon.state.base import StoreResult
+from daemon.state.base import Decision, NewSample, StoreResult
 from tests.benchmarks.frame import Figure, parse_options, report
 from tests.support.kafka_broker import KafkaBroker
 
@@ -44,6 +46,7 @@ STREAM = "bench"
 IMAGE_SIDE = 36
 BATCH_SAMPLES = 50
 CONTENT_TYPE = "image/png"
+TRAINING_SAMPLES = 1000
 PATIENCE_SECONDS = 300.0
 
 
@@ -62,7 +65,7 @@ FULL = Size(samples=60_000, rounds=3, training_image_size=224)
 
 @dataclass
 class Progress:
-    """Counts samples and knows when the first and the last of them came."""
+    """Counts samples; its clock starts when the first records have been fetched."""
 
     wanted: int
     counted: int = 0
@@ -70,17 +73,19 @@ class Progress:
     first_at: float = 0.0
     last_at: float = 0.0
 
+    def fetched(self, samples: int) -> None:
+        """Note what one poll returned; the first one starts the clock."""
+        if samples and not self.first_count:
+            self.first_at, self.first_count = time.perf_counter(), samples
+
     def add(self, samples: int) -> None:
-        """Count samples that came together."""
-        if not samples:
-            return
-        self.last_at = time.perf_counter()
-        if not self.counted:
-            self.first_at, self.first_count = self.last_at, samples
-        self.counted += samples
+        """Count samples that are done with."""
+        if samples:
+            self.last_at = time.perf_counter()
+            self.counted += samples
 
     def rate(self) -> float:
-        """Return samples a second after the first ones."""
+        """Return samples a second after the first poll's."""
         assert self.counted == self.wanted, f"{self.counted} of {self.wanted} samples"
         return (self.counted - self.first_count) / (self.last_at - self.first_at)
 
@@ -98,46 +103,66 @@ def single(samples: Sequence[Item]) -> list[Message]:
     return [raw_message(f"class-{i % 10}", CONTENT_TYPE, item) for i, item in enumerate(samples)]
 
 
-def batched(samples: Sequence[Item]) -> list[Message]:
+def arrow(samples: Sequence[Item]) -> list[Message]:
     """Build Arrow class batches."""
+    return _batches(samples, arrow_class_batch)
+
+
+def json(samples: Sequence[Item]) -> list[Message]:
+    """Build JSON class batches."""
+    return _batches(samples, json_class_batch)
+
+
+def _batches(samples: Sequence[Item], build: Callable[[str, str, Sequence[Item]], Message]) -> list[Message]:
     starts = range(0, len(samples), BATCH_SAMPLES)
     return [
-        arrow_class_batch(f"class-{i % 10}", CONTENT_TYPE, samples[start : start + BATCH_SAMPLES])
+        build(f"class-{i % 10}", CONTENT_TYPE, samples[start : start + BATCH_SAMPLES])
         for i, start in enumerate(starts)
     ]
 
 
-def bare(address: str, topic: str, samples: int, per_record: int) -> float:
-    """Return the rate of a loop that polls and does nothing, in samples a second."""
+def bare(settings: KafkaSettings, samples: int, per_record: int) -> float:
+    """Return the rate of a loop that polls and touches each value, in samples a second.
+
+    Its consumer fetches and checks as ours does.
+    """
     consumer = KafkaConsumer(
-        topic,
-        bootstrap_servers=address,
+        settings.topic,
+        bootstrap_servers=settings.bootstrap_servers,
         group_id=f"bare-{time.monotonic_ns()}",
         auto_offset_reset="earliest",
         enable_auto_commit=False,
+        fetch_max_bytes=settings.fetch_bytes,
+        max_partition_fetch_bytes=settings.partition_fetch_bytes,
+        max_poll_records=MAX_POLL_RECORDS,
+        check_crcs=True,
+        metrics_enabled=False,
     )
-    progress = Progress(samples)
+    progress, size = Progress(samples), 0
     try:
         end = time.monotonic() + PATIENCE_SECONDS
         while progress.counted < samples and time.monotonic() < end:
             for records in consumer.poll(500).values():
+                progress.fetched(len(records) * per_record)
+                size += sum(len(record.value) for record in records)
                 progress.add(len(records) * per_record)
     finally:
         consumer.close()
+    assert size > samples * IMAGE_SIDE, "the values are not there"
     return progress.rate()
 
 
 def source_alone(settings: KafkaSettings, samples: int, per_record: int) -> float:
     """Return the rate of the Kafka source without parsing and storing: its thread, queue and commits."""
-    source = KafkaSource(
-        settings.model_copy(update={"group_id": f"alone-{time.monotonic_ns()}"}), SystemClock()
-    )
+    group = settings.model_copy(update={"group_id": f"alone-{time.monotonic_ns()}"})
+    source = KafkaSource(group, SystemClock())
     progress = Progress(samples)
     try:
         source.start({})
         end = time.monotonic() + PATIENCE_SECONDS
         while progress.counted < samples and time.monotonic() < end:
-            records = source.poll(0.5, 500)
+            records = source.poll(0.5, MAX_POLL_RECORDS)
+            progress.fetched(len(records) * per_record)
             progress.add(len(records) * per_record)
             if records:
                 source.commit({records[-1].place: records[-1].offset + 1})
@@ -146,7 +171,21 @@ def source_alone(settings: KafkaSettings, samples: int, per_record: int) -> floa
     return progress.rate()
 
 
-def ours(settings: KafkaSettings, samples: int) -> float:
+class WatchedSource(KafkaSource):
+    """A source that tells of what it returns."""
+
+    def __init__(self, settings: KafkaSettings, progress: Progress, per_record: int) -> None:
+        super().__init__(settings, SystemClock())
+        self._progress, self._per_record = progress, per_record
+
+    def poll(self, timeout: float, max_records: int) -> Sequence[Record]:
+        """Poll, and start the clock with the first records."""
+        records = super().poll(timeout, max_records)
+        self._progress.fetched(len(records) * self._per_record)
+        return records
+
+
+def ours(settings: KafkaSettings, samples: int, per_record: int) -> float:
     """Return the rate of the daemon's intake into a new state, in samples a second."""
     clock, progress, done = SystemClock(), Progress(samples), threading.Event()
 
@@ -163,13 +202,14 @@ def ours(settings: KafkaSettings, samples: int) -> float:
         state = SqlState.open(Path(directory), holdout_fraction={STREAM: 0.2}, clock=clock)
         intake = Intake(
             STREAM,
-            source=KafkaSource(group, clock),
+            source=WatchedSource(group, progress, per_record),
             sink=sink,
             state=state,
             metrics=metrics,
             clock=clock,
             limits=LimitSettings(),
             default_content_type=None,
+            content_types=frozenset({CONTENT_TYPE}),
             on_stored=stored,
         )
         intake.start()
@@ -184,42 +224,76 @@ def ours(settings: KafkaSettings, samples: int) -> float:
     return progress.rate()
 
 
-def _train(image_size: int, pipe: Connection) -> None:
-    # Late, and here alone: the measuring process needs no torch, and this one's start is not measured.
-    from tests.benchmarks.generations import teach
-
-    os.nice(TrainerSettings().niceness)
-    teach(0, sessions=1, image_size=image_size, per_class=8, images=0, epochs=1)
-    pipe.send("training")
-    while not pipe.poll():
-        teach(0, sessions=5, image_size=image_size, per_class=100, images=0, epochs=3)
-
-
 @contextmanager
-def training(image_size: int) -> Iterator[Callable[[bool], None]]:
-    """Run SGDS sessions one after the other in a process of the trainer's priority.
+def training(directory: Path, image_size: int) -> Iterator[Callable[[bool], None]]:
+    """Run a session in the daemon's own trainer process, as the daemon would start it.
 
     Yields a switch: False freezes the process, so that runs beside it and without it can alternate.
+
+    Args:
+        directory: becomes the state directory of the session.
+        image_size: side of the backbone's input, pixels.
     """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_train, args=(image_size, there), daemon=True)
-    process.start()
-    # With this end closed, a child that dies is heard of at once.
-    there.close()
-
-    def switch(on: bool) -> None:
-        assert process.pid is not None, "started above"
-        assert process.is_alive(), "training has ended by itself"
-        os.kill(process.pid, signal.SIGCONT if on else signal.SIGSTOP)
-
+    clock = SystemClock()
+    state = SqlState.open(directory, holdout_fraction={STREAM: 0.2}, clock=clock)
+    trainer = TrainerProcess(TrainerSettings(), LogSettings(level="error"))
     try:
-        assert here.poll(PATIENCE_SECONDS), "training did not start"
-        assert here.recv() == "training"
+        state.store(STREAM, _cifar10(), [], {})
+        record = state.begin_session(
+            STREAM,
+            new_classes=tuple(c.id for c in state.classes(STREAM)),
+            method="sgds",
+            # More epochs than there is time for: the session never ends by itself.
+            settings={"explore_epochs": 10_000},
+            seed=0,
+            decision=Decision(clock.now(), "trigger", "benchmark", True, "the benchmark wants it"),
+            at=clock.now(),
+        )
+        trainer.submit(
+            Job(
+                stream=STREAM,
+                session=record.id,
+                attempt=record.attempt,
+                new_classes=record.new_classes,
+                parent=None,
+                method=record.method,
+                options=dict(record.settings),
+                seed=record.seed,
+                state_directory=directory,
+                holdout_limit_per_class=50,
+                limits=LimitSettings(),
+                backbone=BackboneSettings(image_size=image_size, threads=TrainerSettings().threads),
+            )
+        )
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not any(isinstance(e, ProgressEvent) and e.phase == "explore" for e in trainer.events(1.0)):
+            assert trainer.crashed() is None, trainer.crashed()
+            assert time.monotonic() < end, "training did not start"
+
+        def switch(on: bool) -> None:
+            assert trainer.crashed() is None, trainer.crashed()
+            assert trainer.pid is not None, "submitted above"
+            os.kill(trainer.pid, signal.SIGCONT if on else signal.SIGSTOP)
+
         yield switch
     finally:
-        process.kill()
-        process.join()
+        if trainer.pid is not None:
+            os.kill(trainer.pid, signal.SIGCONT)
+        trainer.stop()
+        state.close()
+
+
+def _cifar10() -> list[NewSample]:
+    data = assets.load_images("cifar10")
+    samples = []
+    for n in range(TRAINING_SAMPLES):
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(data.test_images[n])).save(buffer, "PNG")
+        label = data.class_names[int(data.test_labels[n])]
+        samples.append(
+            NewSample(f"image-{n}", label, CONTENT_TYPE, buffer.getvalue(), Place(STREAM, 0), n, 0, 0.0)
+        )
+    return samples
 
 
 def main() -> None:
@@ -239,25 +313,29 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in rates.items()}
     figures: dict[str, Figure] = {
         "single_over_bare": median["single"] / median["single_bare"],
-        "batched_over_bare": median["batched"] / median["batched_bare"],
+        "batched_over_bare": median["arrow"] / median["arrow_bare"],
+        "json_batched_over_bare": median["json"] / median["json_bare"],
         "training_over_idle": median["single_training"] / median["single_idle"],
         "single_source_over_bare": median["single_source"] / median["single_bare"],
-        "batched_source_over_bare": median["batched_source"] / median["batched_bare"],
+        "batched_source_over_bare": median["arrow_source"] / median["arrow_bare"],
         **{f"{name}_samples_per_second": rate for name, rate in median.items()},
     }
     report(
         options,
         "intake",
         figures,
-        [f"{size.samples} samples a run, median of {size.rounds} interleaved rounds"],
+        [
+            f"{size.samples} images a run, median of {size.rounds} interleaved rounds, images a second",
+            f"batched: Arrow class batches of {BATCH_SAMPLES} images, bare and ours over the same topic",
+        ],
     )
 
 
 def measure(address: str, seed: int, size: Size, rates: dict[str, list[float]]) -> None:
-    """Fill two topics and drain each in turn, bare and ours, and once more beside training."""
+    """Fill the topics and drain each in turn, bare and ours, and once more beside training."""
     generator = np.random.default_rng(seed)
     items = [Item(png(generator)) for _ in range(size.samples)]
-    formats = {"single": (single, 1), "batched": (batched, BATCH_SAMPLES)}
+    formats = {"single": (single, 1), "arrow": (arrow, BATCH_SAMPLES), "json": (json, BATCH_SAMPLES)}
     settings = {
         name: KafkaSettings(bootstrap_servers=[address], topic=f"{name}-{seed}", compression="none")
         for name in formats
@@ -266,22 +344,23 @@ def measure(address: str, seed: int, size: Size, rates: dict[str, list[float]]) 
         create_topics(settings[name], [TopicPlan(settings[name].topic, "benchmark")], replication=1)
         sink = KafkaSink(settings[name])
         messages = build(items)
-        for start in range(0, len(messages), 2000):
-            sink.send(settings[name].topic, messages[start : start + 2000])
+        for start in range(0, len(messages), 1000):
+            sink.send(settings[name].topic, messages[start : start + 1000])
         sink.close()
+    del items
     for _ in range(size.rounds):
         for name, (_, per_record) in formats.items():
-            found = rates.setdefault(f"{name}_bare", [])
-            found.append(bare(address, settings[name].topic, size.samples, per_record))
-            rates.setdefault(name, []).append(ours(settings[name], size.samples))
-            rates.setdefault(f"{name}_source", []).append(
-                source_alone(settings[name], size.samples, per_record)
-            )
-    with training(size.training_image_size) as train:
+            for kind, measured in (("_bare", bare), ("", ours), ("_source", source_alone)):
+                rate = measured(settings[name], size.samples, per_record)
+                rates.setdefault(f"{name}{kind}", []).append(rate)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        training(Path(directory), size.training_image_size) as train,
+    ):
         for _ in range(size.rounds):
             for name, on in (("single_idle", False), ("single_training", True)):
                 train(on)
-                rates.setdefault(name, []).append(ours(settings["single"], size.samples))
+                rates.setdefault(name, []).append(ours(settings["single"], size.samples, 1))
 
 
 if __name__ == "__main__":

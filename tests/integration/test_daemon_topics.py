@@ -17,6 +17,7 @@ from daemon.messages.predictions import TopicPrediction
 from daemon.sources.base import Message, Record
 from daemon.sources.log import EmbeddedLog
 from tests.support.running_daemon import STREAM, RunningDaemon, daemon_settings
+from tests.unit.test_cli import accrete
 
 pytestmark = pytest.mark.integration
 
@@ -54,12 +55,19 @@ def live_number(status: Mapping[str, Any]) -> int:
 
 
 def wait_events(daemon: RunningDaemon, count: int) -> list[str]:
-    """Wait until so many events are published, and return their types."""
+    """Wait until so many events of sessions and generations are published, and return their types."""
     deadline = time.monotonic() + 20
-    while len(found := read(daemon, f"{STREAM}.events")) < count and time.monotonic() < deadline:
+    while len(found := events(daemon)) < count and time.monotonic() < deadline:
         time.sleep(0.1)
+    return found
+
+
+def events(daemon: RunningDaemon) -> list[str]:
+    """Return the types of the events but those of commands, which come in between somewhere."""
+    found = read(daemon, f"{STREAM}.events")
     assert len({record.headers["ce_id"] for record in found}) == len(found)
-    return [record.headers["ce_type"].decode().removeprefix("accrete.") for record in found]
+    types = [record.headers["ce_type"].decode().removeprefix("accrete.") for record in found]
+    return [name for name in types if name != "command.ended.v1"]
 
 
 def wait_answers(daemon: RunningDaemon) -> list[Record]:
@@ -94,7 +102,11 @@ def test_commanded_by_a_topic_and_telling_of_itself(tmp_path: Path) -> None:
         assert (answer.request_id, answer.prediction.label) == ("mine", daemon.classify(asked)["label"])
         command(daemon, "rollback", secret=None)
         command(daemon, "rollback")
-        command(daemon, "pause")
+        paused = accrete("command", STREAM, "pause", "--wait", "-c", daemon.config)
+        assert (paused.exit_code, paused.output.splitlines()[1]) == (0, "done: intake is paused")
+        absent = accrete("command", STREAM, "promote", "--generation", "99", "--wait", "-c", daemon.config)
+        assert absent.exit_code == 1
+        assert "not done: " in absent.output
         daemon.wait(lambda s: live_number(s) == 1 and s["intake"]["paused"])
         session = [
             "session.started.v1",
@@ -116,4 +128,4 @@ def test_commanded_by_a_topic_and_telling_of_itself(tmp_path: Path) -> None:
         assert daemon.sample("accrete_control_commands_total", outcome="done") == 1
         assert daemon.sample("accrete_events_pending") == 0
         kinds = [d["policy"] for d in daemon.get("decisions")["decisions"] if d["kind"] == "control"]
-    assert kinds == ["promote", "pause", "rollback", "flush", "flush"]
+    assert kinds == ["promote", "promote", "pause", "rollback", "flush", "flush"]

@@ -243,6 +243,18 @@ class TestPrometheus:
         assert done.returncode == 0, done.stdout.decode()
 
     @needs_promtool
+    def test_alerts_fire_when_they_should_and_only_then(self) -> None:
+        """Prometheus's own rule tests: a stall, a lag, a loss and waiting events, and the quiet cases."""
+        done = run("promtool", "test", "rules", DEPLOY / "prometheus/rules.test.yml")
+        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+    def test_alerts_look_at_metrics_that_there_are(self) -> None:
+        """A renamed metric would silence its alert without a word."""
+        rules = (DEPLOY / "prometheus/rules.yml").read_text()
+        asked = {name.removesuffix("_total") for name in re.findall(r"accrete_\w+", rules)}
+        assert asked <= {family.name for family in Metrics().registry.collect()}
+
+    @needs_promtool
     def test_exposition_has_nothing_to_complain_of(self) -> None:
         """Every instrument, with all its labels set, passes promtool's parser and naming rules."""
         metrics = Metrics()
@@ -250,6 +262,8 @@ class TestPrometheus:
         metrics.build.info({"version": "0.1.0", "torch": "2.15.0"})
         metrics.lag_records.labels("default", "0").set(3)
         metrics.lag_seconds.labels("default", "0").set(0.5)
+        metrics.topic_lag_records.labels("default", "control", "0").set(1)
+        metrics.topic_lag_seconds.labels("default", "control", "0").set(0.5)
         metrics.generation_info.labels("default", "1", "sha256-0", "sgds").set(1)
         metrics.request_duration.labels("default", "infer").observe(0.01)
         FactsExporter(metrics, "default").update(

@@ -68,6 +68,19 @@ def test_rollback_takes_a_number_a_digest_or_nothing(local: RunningService) -> N
     assert httpx.post(url, json={"generatoin": 3}).status_code == 400
 
 
+def test_forgetting_names_a_class(local: RunningService) -> None:
+    """Accepted it is 202; an unknown class is 404, one that cannot be forgotten a conflict."""
+    url = f"{local.url}/v1/streams/s"
+    assert httpx.post(f"{url}/forget", json={"label": "grün"}).status_code == 202
+    assert local.control.calls[-1] == ("forget", "grün")
+    assert httpx.post(f"{url}/remember", json={"label": "grün"}).status_code == 200
+    assert local.control.calls[-1] == ("remember", "grün")
+    assert httpx.post(f"{url}/forget", json={"label": "nobody"}).status_code == 404
+    refused = httpx.post(f"{url}/forget", json={"label": "last"})
+    assert (refused.status_code, refused.json()) == (409, {"error": "nothing would be left"})
+    assert httpx.post(f"{url}/forget").status_code == 400
+
+
 def test_ingest_keeps_the_record_headers_and_no_others(local: RunningService) -> None:
     """Body and message headers reach the topic as they are; query parameters hold any letter."""
     url = f"{local.url}/v1/streams/s/records"

@@ -257,6 +257,11 @@ def test_texts_are_classified_by_a_text_stream() -> None:
             headers={"Content-Type": "text/plain"},
         ).json()
         assert body["outputs"][2]["data"][0] == pytest.approx(plain["score"])
+        unnamed = httpx.post(f"{running.url}/v1/streams/s/classify", content="grün".encode()).json()
+        assert unnamed == plain
+        image = httpx.post(f"{running.url}/v2/models/s/infer", json=image_request(encoded_image()))
+        assert image.status_code == 400
+        assert "this model takes texts, send exactly one of text" in image.json()["error"]
 
 
 def test_before_the_first_generation_the_service_is_ready_and_the_model_is_not() -> None:

@@ -14,6 +14,7 @@ import yaml
 from daemon.clock import SystemClock
 from daemon.control_topic import ControlTopic
 from daemon.errors import SourceUnavailable
+from daemon.events.base import NoEvents
 from daemon.events.publisher import EventPublisher
 from daemon.messages.control import COMMANDS, command_message
 from daemon.messages.dead_letter import dead_letter_facts, dead_letter_message
@@ -164,6 +165,8 @@ def test_commands_from_a_topic(
             topic,
             letters=letters,
             secret=SECRET,
+            remembered_seconds=90 * 86_400.0,
+            events=NoEvents(),
             reader=reader,
             control=control,
             sink=sink,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from daemon.errors import BadRequest, SwapError, UnknownStream
+from daemon.errors import BadRequest, ForgettingRefused, SwapError, UnknownClass, UnknownStream
 from daemon.metrics import Metrics
 from daemon.serving.batcher import Batcher
 from daemon.serving.http import HttpServer, create_app
@@ -84,6 +84,18 @@ class FakeControl:
         if generation == "13":
             raise SwapError("generation 13 does not load")
         return self._note(stream, "rollback", generation)
+
+    def forget(self, stream: str, label: str) -> Mapping[str, Any]:
+        """Know every class but `nobody`; refuse `last`."""
+        if label == "nobody":
+            raise UnknownClass("there is no class 'nobody'")
+        if label == "last":
+            raise ForgettingRefused("nothing would be left")
+        return self._note(stream, "forget", label)
+
+    def remember(self, stream: str, label: str) -> Mapping[str, Any]:
+        """Answer with the call's name."""
+        return self._note(stream, "remember", label)
 
     def ingest(self, stream: str, message: Message) -> Mapping[str, Any]:
         """Keep the message; refuse one without a label."""

@@ -28,6 +28,12 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(99)))
 
 
+def broken_pixels() -> bytes:
+    """Return a PNG file whose chunks are all in order and whose compressed pixels are not."""
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", bytes(99)) + _chunk(b"IEND", b"")
+
+
 def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -90,6 +96,10 @@ class ScriptedSource:
     def lag(self) -> Mapping[Place, Lag]:
         """Return three records, two seconds."""
         return {Place(TOPIC, 0): Lag(3, 2.0)}
+
+    def stalled(self) -> Sequence[Place]:
+        """List none."""
+        return ()
 
     def close(self) -> None:
         """Note it."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from daemon.clock import SystemClock
 from daemon.errors import SourceUnavailable
 from daemon.settings import KafkaSource as KafkaSettings
-from daemon.sources.base import Record
+from daemon.sources.base import Place, Record
 from daemon.sources.kafka import KafkaSource
+from daemon.sources.kafka.reader import KafkaReader, group_offsets
 
 
 def kafka_settings(address: str, topic: str, **changes: object) -> KafkaSettings:
@@ -62,6 +64,17 @@ def committed(address: str, topic: str, partition: int = 0) -> int | None:
         consumer.close()
 
 
+def committed_offsets(settings: KafkaSettings) -> dict[int, tuple[int, int]]:
+    """Return what a group has committed of each partition of its topic, and where the log ends."""
+    reader = KafkaReader(settings)
+    try:
+        ends = {partition: extent.end for partition, extent in reader.extents(settings.topic).items()}
+    finally:
+        reader.close()
+    found = group_offsets(settings, ends)
+    return {partition: (found.get(partition, 0), end) for partition, end in ends.items()}
+
+
 def commit_as_group(address: str, topic: str, offset: int, partition: int = 0) -> None:
     """Commit in the test's group, as a member that is gone again."""
     admin = KafkaAdminClient(bootstrap_servers=address)
@@ -108,3 +121,19 @@ def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+@contextmanager
+def started(settings: KafkaSettings, stored: dict[Place, int] | None = None) -> Iterator[KafkaSource]:
+    """Start a source that is closed whatever happens."""
+    source = new_source(settings)
+    try:
+        source.start(stored or {})
+        yield source
+    finally:
+        source.close()
+
+
+def offsets(records: list[Record], partition: int = 0) -> list[int]:
+    """Return the offsets of one partition's records, in order of arrival."""
+    return [record.offset for record in records if record.partition == partition]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from daemon.settings import Settings
 from daemon.sources.base import Place
 from daemon.state import SqlState
 from daemon.state.base import NewSample, SessionOutcome
+from tests.support.ingest import FlakySink
 from tests.support.manual_clock import ManualClock
 from tests.support.servables import LinearServable
 
@@ -130,6 +132,7 @@ class SessionRig:
         *,
         gate: dict[str, Any] | None = None,
         trainer: dict[str, Any] | None = None,
+        stream: dict[str, Any] | None = None,
         events: bool = False,
     ) -> None:
         self.clock = clock or ManualClock()
@@ -144,6 +147,7 @@ class SessionRig:
                             "max_wait_seconds": 60.0,
                         },
                         "gate": gate or {},
+                        **(stream or {}),
                     }
                 },
                 "trainer": trainer or {},
@@ -159,8 +163,16 @@ class SessionRig:
         self.live = LiveGenerations(
             self.state, self.runtime, {STREAM: self.slot}, self.generations, self.metrics, self.clock, told
         )
+        self.letters = FlakySink()
         self.supervisor = SessionSupervisor(
-            self.settings, self.state, self.trainer, self.live, self.metrics, self.clock, told
+            self.settings,
+            self.state,
+            self.trainer,
+            self.live,
+            self.metrics,
+            self.clock,
+            {STREAM: self.letters},
+            told,
         )
         self._stored = self.state.counts(STREAM).stored
 
@@ -181,7 +193,7 @@ class SessionRig:
     def ticks(self, count: int = 1) -> None:
         """Turn the supervisor."""
         for _ in range(count):
-            self.supervisor.tick()
+            self.clock.wait(threading.Event(), self.supervisor.turn())
 
     def begin(self, *labels: str) -> None:
         """Let enough samples of new classes arrive, wait for quiet and start their session."""

@@ -27,6 +27,7 @@ from cl_engine.cached_features import CachedExtract
 from cl_engine.errors import InputError
 from cl_engine.features import extract
 from tests.support.small_backbone import SIZE, images, small_backbone
+from tests.support.small_encoder import make_encoder
 
 CLASSES = 6
 SMALL = {"units_per_session": 4, "explore_epochs": 1, "compact_epochs": 1}
@@ -45,8 +46,8 @@ def pictures(tmp_path: Path) -> Path:
     return root
 
 
-def loaded(root: Path, **changes: float) -> BenchData:
-    """Load the images."""
+def loaded(root: Path, **changes: object) -> BenchData:
+    """Load the images, or the texts."""
     wanted = {"per_class": 100, "test_per_class": 100, "holdout_fraction": 0.25} | changes
     return load_data(str(root), image_size=SIZE, **wanted)  # type: ignore[arg-type]
 
@@ -363,3 +364,29 @@ def test_values_of_options_are_yaml() -> None:
     """Numbers, words, lists."""
     parsed = cli.parse_options(["sgds.density=0.5", "sgds.inference=kwta", "exssnet.hidden=[8, 4]"])
     assert parsed == {"sgds": {"density": 0.5, "inference": "kwta"}, "exssnet": {"hidden": [8, 4]}}
+
+
+def test_a_directory_of_texts_is_compared_like_one_of_images(tmp_path: Path) -> None:
+    """The same table over a text encoder: files become token ids, every method reads them."""
+    words = ("card", "my", "lost", "is")
+    for label, word in enumerate(words):
+        folder = tmp_path / "texts" / word
+        folder.mkdir(parents=True)
+        for number in range(20):
+            said = " ".join([word] * (1 + number % 3) + [words[(label + number) % 4]])
+            (folder / f"{number}.txt").write_text(said)
+    encoder = make_encoder()
+    data = loaded(tmp_path / "texts", encoder=encoder)
+    assert data.class_names == tuple(sorted(words))
+    rows = data.train.load([0, 1])
+    assert (rows.dtype, tuple(rows.shape)) == (torch.int64, (2, encoder.max_tokens))
+    runs = compare(question("ridge", "sgds", "finetune", "exssnet", "joint"), data, encoder)
+    accuracies = {run.method: run.figures()["a_t"] for run in runs}
+    assert accuracies.keys() == {"ridge", "sgds", "finetune", "exssnet", "joint"}
+    assert min(accuracies["ridge"], accuracies["sgds"], accuracies["exssnet"], accuracies["joint"]) > 0.6
+
+
+def test_images_and_texts_are_not_taken_for_each_other(pictures: Path) -> None:
+    """A directory of images has nothing for a text encoder, and the message says what to change."""
+    with pytest.raises(ValueError, match=r"0 directories with texts: .* read with a text encoder"):
+        loaded(pictures, encoder=make_encoder())

@@ -81,6 +81,18 @@ def test_config_check_asks_the_methods(tmp_path: Path) -> None:
         assert words in result.output
 
 
+def test_config_check_lists_the_methods_mistakes_among_all_others(tmp_path: Path) -> None:
+    """One run shows a learner's wrong option and a wrong port; an unknown method does not hide them."""
+    streams = {
+        "a": {"learner": {"options": {"wings": 2}}},
+        "b": {"learner": {"method": "magic", "options": {"wand": 1}}},
+    }
+    result = accrete("config", "check", "-c", configuration(tmp_path, streams=streams, serving={"port": -1}))
+    assert result.exit_code == 2
+    for words in ("streams.a.learner.options", "wings", "streams.b.learner.method", "serving.port"):
+        assert words in result.output
+
+
 def test_config_check_of_a_good_file(tmp_path: Path) -> None:
     """The status is 0."""
     assert accrete("config", "check", "-c", configuration(tmp_path)).exit_code == 0
@@ -146,6 +158,38 @@ def test_produce_files_with_a_label(tmp_path: Path) -> None:
     assert [label for label, _ in produced(tmp_path)] == ["[/tiger]"] * 2
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_produce_texts(tmp_path: Path, batch: int) -> None:
+    """A .txt file is a text of its directory's class, each row of a table a text of its own."""
+    root = tmp_path / "texts"
+    (root / "lost_card").mkdir(parents=True)
+    (root / "lost_card" / "1.txt").write_text("my card is gone")
+    (root / "more.tsv").write_text('where is it?\tlost_card\n"a ""quoted""\ttext"\tgrün\n', encoding="utf-8")
+    result = accrete("produce", root, "-c", configuration(tmp_path), "--batch", batch)
+    assert "3 samples sent to default" in result.output
+    log = EmbeddedLog(tmp_path / "state" / "topics.db", SystemClock())
+    parsed = [parse_record(r, LimitSettings(), None) for r in log.read("default", 0, 0, 10)]
+    log.close()
+    found = [(s.label, s.content_type, s.payload.decode()) for p in parsed for s in p.samples]
+    assert sorted(found) == [
+        ("grün", "text/plain", 'a "quoted"\ttext'),
+        ("lost_card", "text/plain", "my card is gone"),
+        ("lost_card", "text/plain", "where is it?"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"text\tlabel\nonly a text\n", "row 2: 1 columns"), (b"\xff\t1\n", "UTF-8")]
+)
+def test_produce_refuses_what_is_no_table(tmp_path: Path, content: bytes, words: str) -> None:
+    """The message names the row; nothing is produced, not even the rows before it."""
+    (tmp_path / "t.tsv").write_bytes(content)
+    result = accrete("produce", tmp_path / "t.tsv", "-c", configuration(tmp_path))
+    assert result.exit_code == 1
+    assert words in result.output
+    assert not (tmp_path / "state").exists()
+
+
 @pytest.mark.parametrize(
     ("sections", "arguments", "words"),
     [
@@ -193,6 +237,25 @@ def test_an_address_where_nobody_answers(tmp_path: Path) -> None:
     result = accrete("status", "-c", configuration(tmp_path), "--url", "http://127.0.0.1:9")
     assert result.exit_code == 1
     assert "127.0.0.1:9 does not answer" in result.output
+
+
+def test_forgetting_a_class_asks_for_confirmation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --yes nothing is asked of the daemon; with it the class is named."""
+    posted: list[tuple[str, object]] = []
+
+    def post(_: DaemonClient, what: str, body: object = None) -> dict[str, str]:
+        posted.append((what, body))
+        return {"reason": "done so"}
+
+    monkeypatch.setattr(DaemonClient, "post", post)
+    where = ("-c", configuration(tmp_path), "--url", "http://127.0.0.1:9")
+    refused = accrete("forget", "cat", *where)
+    assert refused.exit_code == 1
+    assert "repeat it with --yes" in refused.output
+    assert posted == []
+    assert "done so" in accrete("forget", "cat", "--yes", *where).output
+    assert "done so" in accrete("remember", "cat", *where).output
+    assert posted == [("forget", {"label": "cat"}), ("remember", {"label": "cat"})]
 
 
 def test_labels_that_look_like_markup_are_shown_as_they_are(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from daemon.control_topic import KIND, POLL_SECONDS, ControlTopic
 from daemon.errors import DeadLetter, DeadLetterReason, SourceUnavailable
+from daemon.events.outbox import OutboxEvents
 from daemon.messages.control import COMMANDS, SIGNATURE, command_message, parse_command
 from daemon.messages.dead_letter import dead_letter_facts, replayed_message
 from daemon.sources.base import Extent, Message, Place, Record
@@ -22,6 +24,7 @@ from tests.support.session_rig import STREAM, SessionRig
 
 TOPIC, LETTERS = "s.control", "s.dlq"
 SECRET = "a secret of some length"
+REMEMBERED_SECONDS = 90 * 86_400.0
 
 
 class ScriptedControl(FakeControl):
@@ -51,6 +54,8 @@ class Rig:
         values: dict[str, Any] = {
             "letters": LETTERS,
             "secret": self.secret,
+            "remembered_seconds": REMEMBERED_SECONDS,
+            "events": OutboxEvents([STREAM]),
             "reader": self.reader,
             "control": self.control,
             "sink": self.sink,
@@ -103,6 +108,7 @@ def test_every_command_is_carried_out_in_order(rig: Rig) -> None:
     rig.send("resume")
     rig.send("promote", generation="2")
     rig.send("rollback")
+    rig.send("forget", label="cat")
     assert rig.topic().turn() == POLL_SECONDS
     assert rig.calls() == [
         ("flush", None),
@@ -110,12 +116,20 @@ def test_every_command_is_carried_out_in_order(rig: Rig) -> None:
         ("resume", None),
         ("rollback", "2"),
         ("rollback", None),
+        ("forget", "cat"),
     ]
     decisions = [d for d in rig.rig.state.decisions(STREAM, 10) if d.kind == KIND]
-    assert [d.policy for d in decisions][::-1] == ["flush", "pause", "resume", "promote", "rollback"]
+    assert [d.policy for d in decisions][::-1] == [
+        "flush",
+        "pause",
+        "resume",
+        "promote",
+        "rollback",
+        "forget",
+    ]
     assert all(d.fired for d in decisions)
     assert decisions[-1].reason == "flush: 1 new classes"
-    assert rig.counted("done") == 5
+    assert rig.counted("done") == 6
 
 
 def test_a_command_is_carried_out_once_over_restarts(tmp_path: Path, rig: Rig) -> None:
@@ -195,9 +209,9 @@ def test_a_topic_that_appears_later_is_read_from_its_beginning(rig: Rig) -> None
         (b'{"schema_version": 1}', DeadLetterReason.BAD_ENVELOPE, "command"),
         (b'{"schema_version": 2, "command": "flush"}', DeadLetterReason.UNKNOWN_SCHEMA, "knows 1"),
         (
-            b'{"schema_version": 1, "id": "1", "stream": "s", "command": "forget", "label": "cat"}',
+            b'{"schema_version": 1, "id": "1", "stream": "s", "command": "merge", "label": "cat"}',
             DeadLetterReason.UNSUPPORTED_COMMAND,
-            "'forget' is not supported: use one of flush",
+            "'merge' is not supported: use one of flush",
         ),
         (b'{"schema_version": 1, "stream": "s", "command": "flush"}', DeadLetterReason.BAD_ENVELOPE, "id"),
         (
@@ -304,6 +318,51 @@ def test_a_topic_made_anew_is_read_from_its_beginning(rig: Rig) -> None:
     rig.send("pause", command_id="old")
     rig.topic().turn()
     assert rig.calls() == [("flush", None)]
+
+
+def test_a_command_that_is_older_than_its_id_is_remembered_is_refused(rig: Rig) -> None:
+    """Found after a long time, or put back into the topic, it is a dead letter and is not carried out."""
+    rig.send("flush")
+    rig.rig.clock.advance(REMEMBERED_SECONDS + 1)
+    rig.send("pause")
+    rig.topic().turn()
+    assert rig.calls() == [("pause", None)]
+    (letter,) = rig.letters()
+    assert dead_letter_facts(letter).reason == "expired_command"
+    assert "retention.command_id_days" in dead_letter_facts(letter).message
+
+
+def test_a_signed_command_is_as_old_as_it_says(tmp_path: Path) -> None:
+    """Sent again under another time of the log it is refused; if it names no time, its id stays for ever."""
+    rig = Rig(tmp_path, SECRET)
+    rig.topic().turn()
+    sent_at = datetime.fromtimestamp(rig.rig.clock.now(), UTC)
+    dated = rig.send("flush", sent_at=sent_at)
+    undated = rig.send("pause")
+    rig.topic().turn()
+    rig.rig.clock.advance(REMEMBERED_SECONDS + 1)
+    assert rig.rig.state.forget_commands(rig.rig.clock.now() - REMEMBERED_SECONDS, 10) == 1
+    rig.log.append(TOPIC, [Message(again.value, again.key, again.headers) for again in (dated, undated)])
+    rig.topic().turn()
+    assert rig.calls() == [("flush", None), ("pause", None)]
+    assert [dead_letter_facts(letter).reason for letter in rig.letters()] == ["expired_command"]
+    assert rig.counted("duplicate") == 1
+    rig.close()
+
+
+def test_an_event_tells_what_came_of_each_command(rig: Rig) -> None:
+    """With the command's id, so that whoever sent it can wait for it; a bad one has none to trust."""
+    rig.send("flush", command_id="one")
+    rig.send("promote", command_id="two", generation="13")
+    rig.log.append(TOPIC, [Message(b"nonsense")])
+    rig.topic().turn()
+    events = [pending.event for pending in rig.rig.state.pending_events(STREAM, 10)]
+    assert [event.subject for event in events] == ["commands/one", "commands/two"]
+    assert [event.data["done"] for event in events] == [True, False]
+    assert [event.data["reason"] for event in events] == [
+        "flush: 1 new classes",
+        "generation 13 does not load",
+    ]
 
 
 def test_the_thread_carries_out_and_ends_when_told(rig: Rig) -> None:

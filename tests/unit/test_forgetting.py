@@ -31,6 +31,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         "explore_epochs": 1,
         "compact_epochs": 1,
     },
+    "exssnet": {"feature_blocks": 2, "hidden": [32], "outputs": 4, "epochs": 4, "density": 0.3},
+    "supsup": {"feature_blocks": 2, "hidden": [32], "outputs": 4, "epochs": 4, "density": 0.3},
 }
 SESSIONS = (
     session_data(0, [0, 1, 2], []),
@@ -71,7 +73,7 @@ def ridge_of(generation: Generation) -> RidgeStatistics:
     return RidgeStatistics.read(generation.learner_state, "ridge.", torch.device("cpu"))
 
 
-@pytest.mark.parametrize("method", ["ridge", "ranpac", "slda", "sgds"])
+@pytest.mark.parametrize("method", ["ridge", "ranpac", "slda", "sgds", "exssnet", "supsup"])
 def test_the_sums_are_those_of_a_run_that_never_saw_the_class(method: str) -> None:
     """Class 3 of the second session: features computed again from the samples, sums equal to 1e-6."""
     after = forget(small_backbone(), taught(method), 3, only(SESSIONS[1], 3))
@@ -206,5 +208,7 @@ def test_the_last_class_and_a_method_that_mixes_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="is the only one"):
         forget(small_backbone(), taught("ncm", (alone,)), 0, only(alone, 0))
     naive = create("finetune", small_backbone(), {"adapter_blocks": 2, "epochs": 1}).learn(SESSIONS[0], None)
-    with pytest.raises(ValueError, match=r"'finetune' cannot take a class out .*; sgds, ridge, .*ncm can"):
+    with pytest.raises(
+        ValueError, match=r"'finetune' cannot take a class out .*: retrain without class 0, or .* sgds, .*ncm"
+    ):
         forget(small_backbone(), naive, 0, only(SESSIONS[0], 0))

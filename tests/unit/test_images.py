@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cl_engine.errors import InputError
-from cl_engine.images import IMAGE_FORMATS, open_image, square
+from cl_engine.images import IMAGE_FORMATS, looks_whole, open_image, square
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
@@ -127,3 +127,58 @@ def test_the_centre_square_is_cut_out() -> None:
     assert (result.dtype, tuple(result.shape)) == (torch.uint8, (3, 14, 14))
     assert result[0, :, 1:-1].min() > 200
     assert result[2, :, 1:-1].max() < 55
+
+
+WHOLE = {
+    "image/png": encoded(gradient(), "PNG"),
+    "image/jpeg": encoded(gradient(), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_png_of_any_mode_looks_whole(mode: str) -> None:
+    """Palette and transparency have chunks of their own."""
+    assert looks_whole(encoded(gradient().convert(mode), "PNG"), "image/png")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"quality": 100}, {"exif": b"Exif\0\0" + bytes(99)}]
+)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_of_the_usual_kinds_looks_whole(mode: str, options: dict[str, object]) -> None:
+    """Baseline and progressive, with and without metadata."""
+    buffer = io.BytesIO()
+    gradient().convert(mode).save(buffer, "JPEG", **options)
+    assert looks_whole(buffer.getvalue(), "image/jpeg")
+
+
+@pytest.mark.parametrize("media_type", WHOLE)
+@given(data=st.data())
+def test_an_image_cut_short_does_not_look_whole(media_type: str, data: st.DataObject) -> None:
+    """Wherever it is cut."""
+    payload = WHOLE[media_type]
+    assert not looks_whole(payload[: data.draw(st.integers(0, len(payload) - 1))], media_type)
+
+
+@given(at=st.integers(8, len(WHOLE["image/png"]) - 1), change=st.integers(1, 255))
+def test_a_png_with_any_byte_changed_does_not_look_whole(at: int, change: int) -> None:
+    """Every byte after the signature is under some CRC, or is one, or a length that leads to one."""
+    payload = bytearray(WHOLE["image/png"])
+    payload[at] ^= change
+    assert not looks_whole(bytes(payload), "image/png")
+
+
+@given(st.binary(max_size=200), st.sampled_from(sorted(WHOLE)), st.integers(0, 60))
+def test_any_bytes_are_looked_at_without_an_error(tail: bytes, media_type: str, head: int) -> None:
+    """Whatever lengths they claim."""
+    assert not looks_whole(WHOLE[media_type][:head] + tail[:-1] + b"\0", media_type)
+
+
+def test_size_and_type_count_before_anything_is_decoded() -> None:
+    """A bomb, a mislabelled image and a format without such a look all go to the decoder."""
+    assert not looks_whole(png_of(50_000, 50_000), "image/png")
+    assert not looks_whole(WHOLE["image/png"], "image/png", max_pixels=24 * 16 - 1)
+    assert not looks_whole(WHOLE["image/jpeg"], "image/jpeg", max_pixels=24 * 16 - 1)
+    assert looks_whole(WHOLE["image/jpeg"], "image/jpeg", max_pixels=24 * 16)
+    assert not looks_whole(WHOLE["image/png"], "image/jpeg")
+    assert not looks_whole(encoded(gradient(), "WEBP"), "image/webp")

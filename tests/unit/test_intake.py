@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,14 +16,15 @@ from prometheus_client import CollectorRegistry
 from daemon.backoff import Backoff
 from daemon.errors import FencedOwner, OffsetGap, SourceUnavailable
 from daemon.intake import Intake
+from daemon.messages.checks import PAYLOAD_TYPES
 from daemon.messages.encode import Item, json_class_batch, raw_message
 from daemon.metrics import RECORD_OUTCOMES, SAMPLE_OUTCOMES, Metrics
 from daemon.settings import LimitSettings
 from daemon.sources.base import Message, Place, Record, Sink, Source
 from daemon.sources.embedded import EmbeddedLog, EmbeddedSink, EmbeddedSource
 from daemon.state import SqlState
-from daemon.state.base import StoreResult
-from tests.support.ingest import TOPIC, FlakySink, ScriptedSource, image, record
+from daemon.state.base import Decision, StoreResult
+from tests.support.ingest import TOPIC, FlakySink, ScriptedSource, broken_pixels, image, record
 from tests.support.manual_clock import ManualClock
 
 PLACE = Place(TOPIC, 0)
@@ -47,6 +50,7 @@ class Workbench:
             metrics=self.metrics,
             clock=self.clock,
             limits=LimitSettings(max_message_bytes=10_000),
+            content_types=PAYLOAD_TYPES,
             default_content_type=None,
             on_stored=self.on_stored,
             random_source=random.Random(3),
@@ -151,6 +155,35 @@ class TestHandOver:
 
 
 class TestFailures:
+    def test_samples_of_a_forgotten_class_are_dead_letters(self, bench: Workbench) -> None:
+        """Also where the class is forgotten between the look at the labels and the store."""
+        wish = Decision(0.0, "forget", "operator", True, "asked")
+        bench.run(ScriptedSource([log_of([good(0)])]))
+        forget_now = iter([True])
+
+        def refused(stream: str) -> frozenset[str]:
+            labels = known(stream)
+            if next(forget_now, False):
+                bench.state.ask_forgetting("s", 0, wish)
+            return labels
+
+        known = bench.state.refused_labels
+        batch = json_class_batch("dog", "image/png", [Item(image(8), "d")])
+        later = [record(message, offset + 1) for offset, message in enumerate([good(1), batch])]
+        sink = FlakySink()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(bench.state, "refused_labels", refused)
+            intake = bench.run(ScriptedSource([later]), sink)
+        assert intake.failed is None
+        assert bench.samples() == {"stored": 2, "duplicate": 0, "dead_lettered": 1}
+        assert bench.value("accrete_dead_letters_total", reason="class_forgotten") == 1
+        [(_, letter)] = sink.sent
+        assert (letter.value, letter.headers["label"]) == (image(1), b"cat")
+        bench.state.forget_unlearnt("s", 0, wish)
+        bench.state.remember("s", 0, wish)
+        bench.run(ScriptedSource([[record(letter, 3)]]))
+        assert bench.samples()["stored"] == 3
+
     def test_an_unreachable_source_is_tried_again(self, bench: Workbench) -> None:
         """At the start and at a poll: source_up falls, the waits grow, nothing is lost."""
         source = ScriptedSource([SourceUnavailable("away"), SourceUnavailable("away"), log_of([good(0)])])
@@ -228,6 +261,53 @@ class TestFailures:
         intake = bench.run(ScriptedSource([[record(good(0), 0)], [record(good(1), 1)]]))
         assert intake.failed is None
         assert bench.state.counts("s").stored == 2
+
+
+class TestOverlap:
+    def test_the_next_poll_is_parsed_while_a_transaction_runs(
+        self, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The disk and the processor work at the same time; the outcomes keep their order."""
+        polled_again, overlapped = threading.Event(), []
+
+        class NotingSource(ScriptedSource):
+            def poll(self, timeout: float, max_records: int) -> Sequence[Record]:
+                if len(self.script) == 1:
+                    polled_again.set()
+                return super().poll(timeout, max_records)
+
+        store = bench.state.store
+
+        def slow_store(*arguments: Any) -> StoreResult:
+            overlapped.append(polled_again.wait(10))
+            return store(*arguments)
+
+        monkeypatch.setattr(bench.state, "store", slow_store)
+        source = NotingSource([[record(good(0), 0)], [record(good(1), 1)]])
+        intake = bench.run(source)
+        assert (intake.failed, overlapped) == (None, [True, True])
+        assert source.commits == [{PLACE: 1}, {PLACE: 2}]
+
+    def test_a_stop_waits_for_the_transaction_under_way(self, bench: Workbench) -> None:
+        """What is being stored is committed and counted before the source is closed."""
+
+        class LastSource(ScriptedSource):
+            def poll(self, timeout: float, max_records: int) -> Sequence[Record]:
+                intake.stop()
+                return super().poll(timeout, max_records)
+
+        source = LastSource([log_of([good(0)])])
+        intake = bench.intake(source, FlakySink())
+        intake.start()
+        assert intake.join(30)
+        assert source.commits == [{PLACE: 1}]
+        assert bench.samples()["stored"] == 1
+
+    def test_an_image_that_is_whole_but_for_its_pixels_is_left_to_the_session(self, bench: Workbench) -> None:
+        """Only a decode could tell, and that is what intake saves."""
+        source = ScriptedSource([log_of([raw_message("cat", "image/png", Item(broken_pixels()))])])
+        bench.run(source)
+        assert bench.samples() == {"stored": 1, "duplicate": 0, "dead_lettered": 0}
 
 
 class TestPolling:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.sources.base import Place, Record
-from daemon.sources.kafka.handover import Handover
+from daemon.sources.kafka.handover import TAKE_BYTES, Handover
 from tests.support.manual_clock import ManualClock
 
 A, B = Place("photos", 0), Place("photos", 1)
@@ -262,5 +262,15 @@ def test_an_outage_is_not_a_stall() -> None:
     made = handover(clock=clock)
     watch(made, clock, 5, position=3, end=3)
     clock.advance(300.0)
+    assert made.stalled(60.0) == ()
     watch(made, clock, 2, position=3, end=10)
     assert made.stalled(60.0) == ()
+
+
+def test_one_take_is_bounded_in_bytes() -> None:
+    """Large records come in several takes, each ending with the chunk that reaches the bound."""
+    made = handover(max_bytes=10 * TAKE_BYTES)
+    half = [Record(*A, offset, None, bytes(TAKE_BYTES // 2)) for offset in range(5)]
+    for record in half:
+        made.put(A, [record])
+    assert [offsets(made.take(0.0, 100)) for _ in range(3)] == [[0, 1], [2, 3], [4]]

@@ -135,6 +135,38 @@ class TestGoodMessages:
         assert (result.tombstone, result.samples, result.dead) == (True, (), ())
 
     @pytest.mark.parametrize(
+        ("message", "accepted", "remedy"),
+        [
+            (raw(), {"text/plain"}, "'image/png' is none that this stream takes: use one of text/plain"),
+            (raw(b"my card", content_type="text/plain"), {"image/png"}, "use one of image/png"),
+            (event(), {"text/plain"}, "'image/png'"),
+            (json_class_batch("cat", "image/png", [Item(PNG)]), {"text/plain"}, "'image/png'"),
+            (arrow_class_batch("cat", "image/png", [Item(PNG)]), {"text/plain"}, "'image/png'"),
+            (raw(content_type="video/mp4"), {"image/png"}, "use one of image/png"),
+        ],
+    )
+    def test_a_stream_takes_what_its_backbone_can_decode(
+        self, message: Message, accepted: set[str], remedy: str
+    ) -> None:
+        """An image is no use to a stream of texts, nor a text to one of images."""
+        limits = LimitSettings()
+        (rejected,) = parse_record(record(message, offset=9), limits, None, accepted=accepted).dead
+        assert rejected.dead.reason is DeadLetterReason.BAD_CONTENT_TYPE
+        assert remedy in rejected.dead.message
+
+    def test_a_text_has_a_largest_size(self) -> None:
+        """In bytes of UTF-8, of each sample of a class batch too."""
+        limits = LimitSettings(max_text_bytes=6)
+        texts = [Item("grün!".encode()), Item("grünes".encode())]
+        found = parse_record(record(json_class_batch("green", "text/plain", texts), offset=9), limits, None)
+        assert [sample.payload for sample in found.samples] == [texts[0].payload]
+        (rejected,) = found.dead
+        assert rejected.dead.reason is DeadLetterReason.TOO_LARGE
+        assert "7 bytes, the limit is 6: send a part of it or raise limits.max_text_bytes" in (
+            rejected.dead.message
+        )
+
+    @pytest.mark.parametrize(
         ("kind", "content_type"),
         [("JPEG", "image/jpeg"), ("WEBP", "IMAGE/WebP; q=1"), ("BMP", "image/bmp"), ("GIF", "image/gif")],
     )
@@ -197,6 +229,7 @@ BAD = {
     "truncated JPEG": (
         raw(image(kind="JPEG", side=256)[:-100], content_type="image/jpeg"), "bad_payload", "truncated"
     ),
+    "truncated PNG": (raw(image(side=256)[:-300]), "bad_payload", "truncated"),
     "huge PNG header": (raw(png_header(50_000, 50_000)), "bad_payload", "larger than the limit"),
     "JPEG that is a PNG": (raw(content_type="image/jpeg"), "bad_payload", "not a JPEG image"),
     "bytes that are no image": (raw(b"\x00" * 50), "bad_payload", "not a PNG image"),

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from cl_engine.cached_features import CachedExtract
-from cl_engine.errors import CapacityExhausted, CertificateViolation, UnsupportedGeneration
-from cl_engine.generation import GenerationDirectory
+from cl_engine.errors import CapacityExhausted, UnsupportedGeneration
 from cl_engine.heads.ridge import ridge_scores
 from cl_engine.learners.base import Progress
 from cl_engine.samples import SessionData, TensorSamples
 from cl_engine.sgds import SGDSLearner, SGDSSettings
 from cl_engine.sgds.answer import AnswerNetwork
-from cl_engine.sgds.certificate import certify
 from cl_engine.sgds.content import Content, read_content
-from cl_engine.sgds.relation import overlap_similarity_correlation
 from tests.support.sgds_sessions import QUICK, learn_all, quick_learner, stream
 from tests.support.small_backbone import images, small_backbone
 
@@ -274,64 +270,6 @@ def test_a_class_needs_a_label_and_a_stream_a_class() -> None:
         learner.learn(replace(THREE[0], new_classes=(), train=empty), None)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"inference": "none"},
-        {"inference": "kwta"},
-        {"mask_scope": "class"},
-        {"mask_scope": "class", "inference": "kwta"},
-        {"routing": "prototype"},
-        {"head": "cosine"},
-        {"head": "cosine", "routing": "prototype", "mask_scope": "class"},
-        {"borrow": False},
-        {"count_normalised": False, "temperature": 1.0},
-        {"compact_epochs": 0},
-        {"density": 1.0, "feature_blocks": 3},
-        {"adapter_blocks": 3, "feature_blocks": 1},
-    ],
-    ids=str,
-)
-def test_every_setting_learns_and_reads_back(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """What is loaded from disk answers as what was learnt, and as rows one by one."""
-    learner = quick_learner(BACKBONE, **changes)
-    generation = learn_all(learner, THREE[:2])[-1]
-    directory = GenerationDirectory(tmp_path)
-    loaded = directory.load(directory.write(generation), with_learner_state=True)
-    inputs, labels = images([0, 1, 2, 3], 4, seed=9)
-    answers = learner.servable(generation).predict(inputs)
-    assert torch.equal(learner.servable(loaded).predict(inputs).scores, answers.scores)
-    assert (answers.class_ids == labels).double().mean() > 0.6
-    single = torch.cat([learner.servable(loaded).predict(row[None]).scores for row in inputs])
-    torch.testing.assert_close(single, answers.scores, atol=1e-4, rtol=1e-4)
-    assert learner.learn(THREE[2], loaded).digest == learner.learn(THREE[2], generation).digest
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"scale": 0.5},
-        {"inference": "none"},
-        {"units_per_session": 3},
-        {"feature_blocks": 1},
-        {"head": "cosine"},
-    ],
-    ids=str,
-)
-def test_settings_that_earlier_sessions_answer_with_cannot_change(changes: dict[str, Any]) -> None:
-    """A generation has one of each, so a change would alter what earlier sessions answer."""
-    previous = quick_learner(BACKBONE).learn(THREE[0], None)
-    with pytest.raises(ValueError, match=f"{next(iter(changes))} is .* or start a new stream"):
-        quick_learner(BACKBONE, **changes).learn(THREE[1], previous)
-
-
-def test_how_a_session_is_trained_may_change() -> None:
-    """Epochs, rates, borrowing and routing are each session's own."""
-    previous = quick_learner(BACKBONE).learn(THREE[0], None)
-    other = quick_learner(BACKBONE, compact_epochs=1, learning_rate=0.001, borrow=False, routing="prototype")
-    assert other.learn(THREE[1], previous).certificate["verified_subspaces"] == ["0"]
-
-
 def test_a_generation_belongs_to_its_backbone_and_method() -> None:
     """It is neither served nor built on elsewhere."""
     generation = quick_learner(BACKBONE).learn(THREE[0], None)
@@ -352,13 +290,6 @@ def test_a_generation_belongs_to_its_backbone_and_method() -> None:
         quick_learner(BACKBONE).servable(replace(generation, masks=units))
 
 
-@pytest.mark.parametrize("name", ["adapter_blocks", "feature_blocks"])
-def test_more_blocks_than_the_backbone_has_are_refused(name: str) -> None:
-    """The error names the setting and the depth."""
-    with pytest.raises(ValueError, match=rf"{name} \(4\) is above the backbone's 3 blocks"):
-        quick_learner(BACKBONE, **{name: 4})
-
-
 def test_cached_features_change_nothing() -> None:
     """The same digests from features that were computed once."""
     cache = CachedExtract(BACKBONE, feature_blocks=3, continue_from=1)
@@ -374,89 +305,6 @@ def test_cached_features_change_nothing() -> None:
         cache(BACKBONE, THREE[0].train, 1, 2)
     with pytest.raises(ValueError, match="the cache holds 3 blocks"):
         cache(small_backbone("other"), THREE[0].train, 1)
-
-
-# -- the certificate
-
-
-def tampered(content: Content, part: str) -> Content:
-    """Alter one number of the first subspace."""
-    units = content.subspaces
-    if part in {"down", "up", "borrowed", "input_masks"}:
-        changed = getattr(units, part).clone()
-        value = changed[0].flatten()[0]
-        changed[0].view(-1)[0] = ~value if changed.dtype == torch.bool else value + 1
-        return replace(content, subspaces=replace(units, **{part: changed}))
-    changed = getattr(content, part).clone()
-    first = changed.view(-1)[:1]
-    changed.view(-1)[0] = (~first if changed.dtype == torch.bool else first + 1)[0]
-    return replace(content, **{part: changed})
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        "down",
-        "up",
-        "borrowed",
-        "input_masks",
-        "class_masks",
-        "class_subspace",
-        "subspace_mean",
-        "subspace_scale",
-        "subspace_head",
-        "blend",
-    ],
-)
-def test_the_certificate_finds_any_change(part: str) -> None:
-    """One number of an earlier session's units, masks, head or blend, and the session is refused."""
-    one, two = learn_all(quick_learner(BACKBONE), THREE[:2])
-    before, after = read_content(one), read_content(two)
-    assert certify(before, after)["verified_subspaces"] == ["0"]
-    with pytest.raises(CertificateViolation, match="subspace 0 is not what it was"):
-        certify(before, tampered(after, part))
-
-
-def test_the_certificate_finds_a_lost_subspace() -> None:
-    """A session that is no longer there is not what it was."""
-    one, two = learn_all(quick_learner(BACKBONE), THREE[:2])
-    with pytest.raises(CertificateViolation, match=r"subspace 1 .* missing"):
-        certify(read_content(two), read_content(one))
-
-
-@pytest.mark.parametrize("part", ["down", "class_masks", "subspace_head", "blend"])
-def test_a_learner_that_breaks_its_promise_gives_no_generation(
-    monkeypatch: pytest.MonkeyPatch, part: str
-) -> None:
-    """A session whose last step alters an earlier subspace raises instead of returning."""
-    learner = quick_learner(BACKBONE)
-    previous = learner.learn(THREE[0], None)
-    monkeypatch.setattr(
-        "cl_engine.sgds.session.Session._calibrated", lambda _self, content: tampered(content, part)
-    )
-    with pytest.raises(CertificateViolation):
-        learner.learn(THREE[1], previous)
-
-
-def test_disjoint_supports_are_counted() -> None:
-    """Three classes: two share an activation, the third none: two of three pairs are disjoint."""
-    content = read_content(quick_learner(BACKBONE).learn(THREE[0], None))
-    content = replace(content, subspace_head=torch.zeros(len(content.subspace_head), 3))
-    masks = torch.zeros(3, 2, 16, dtype=torch.bool)
-    masks[0, 0, :4] = masks[1, 0, 3:6] = masks[2, 1, :4] = True
-    certificate = certify(None, replace(content, class_masks=masks, class_subspace=torch.tensor([0, 0, -1])))
-    assert certificate["class_pairs"] == 3
-    assert certificate["class_pairs_with_disjoint_input_supports"] == 2
-
-
-def test_the_correlation_of_overlap_and_similarity() -> None:
-    """Overlaps 1/3, 0, 1/3 against cosines rising with them correlate fully; two classes not at all."""
-    masks = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]).bool()[:, None]
-    angles = torch.tensor([0.0, 0.5, 1.0])
-    prototypes = torch.stack([angles.cos(), angles.sin()], dim=1)
-    assert overlap_similarity_correlation(masks, prototypes) == pytest.approx(1.0, abs=1e-5)
-    assert overlap_similarity_correlation(masks[:2], prototypes[:2]) is None
-    assert overlap_similarity_correlation(masks[:1].expand(3, 1, 4), prototypes) is None
 
 
 def test_without_standardising_the_statistics_do_not_depend_on_the_sessions() -> None:

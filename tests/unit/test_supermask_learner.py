@@ -224,9 +224,9 @@ def test_a_generation_with_something_left_over_is_refused() -> None:
     extra = dict(first.tensors) | {"network/session/7/norms/x": torch.zeros(1)}
     with pytest.raises(UnsupportedGeneration, match="left over"):
         exssnet().servable(replace(first, tensors=extra))
-    masks = {name: mask for name, mask in first.masks.items() if "head" not in name}
+    without = {name: tensor for name, tensor in first.tensors.items() if "coded_masks" not in name}
     with pytest.raises(UnsupportedGeneration, match="masks or norms are missing"):
-        exssnet().servable(replace(first, masks=masks))
+        exssnet().servable(replace(first, tensors=without))
 
 
 def test_few_resident_subnetworks_answer_the_same() -> None:

@@ -12,7 +12,13 @@ from torch import nn
 
 from cl_engine.supermask.architectures import Architecture, FeatureMLP, LeNet, ResNet18, TextCNN
 from cl_engine.supermask.network import MaskedNetwork, call, from_tensors, to_tensors
-from cl_engine.supermask.scores import fresh_scores, signed_kaiming_constant, straight_through_mask
+from cl_engine.supermask.scores import (
+    fresh_scores,
+    signed_kaiming_constant,
+    straight_through_mask,
+    straight_through_threshold,
+    threshold_masks,
+)
 from cl_engine.supermask.seeding import generator
 from tests.support.supermasks import blobs, perceptron, quick, trained, without_norms
 
@@ -47,6 +53,17 @@ def test_shared_weights_have_one_magnitude_and_both_signs() -> None:
     weights = signed_kaiming_constant(torch.Size([40, 3, 5, 5]), generator(0))
     assert torch.equal(weights.abs(), torch.full_like(weights, math.sqrt(2 / 75)))
     assert 0.4 < (weights > 0).float().mean() < 0.6
+
+
+def test_the_threshold_keeps_what_is_not_negative_and_passes_gradients_on() -> None:
+    """Of -0.1, 0 and 0.2 the last two are kept; each score gets its entry's gradient, sign and all."""
+    score = torch.tensor([-0.1, 0.0, 0.2], requires_grad=True)
+    mask = straight_through_threshold(score)
+    assert mask.tolist() == [0, 1, 1]
+    assert threshold_masks({"layer": score})["layer"].tolist() == [False, True, True]
+    mask.backward(torch.tensor([1.0, -2.0, 3.0]))
+    assert score.grad is not None
+    assert score.grad.tolist() == [1, -2, 3]
 
 
 def test_fresh_scores_stay_within_their_bound() -> None:

@@ -18,10 +18,11 @@ SESSIONS = 4
 SETTINGS = quick(method="supsup", epochs=20, density=0.3)
 
 
-@pytest.fixture(scope="module")
-def plain() -> MaskedNetwork:
+@pytest.fixture(scope="module", params=["top_share", "threshold"])
+def plain(request: pytest.FixtureRequest) -> MaskedNetwork:
     """Train four sessions of three classes under a head of forty outputs, without norms."""
-    return trained(MaskedNetwork.create(lambda: without_norms(40), seed=0), SESSIONS, SETTINGS)
+    settings = SETTINGS.model_copy(update={"selection": request.param})
+    return trained(MaskedNetwork.create(lambda: without_norms(40), seed=0), SESSIONS, settings)
 
 
 @pytest.mark.parametrize("objective", ["entropy", "surplus"])

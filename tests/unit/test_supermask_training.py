@@ -247,3 +247,15 @@ def test_settings_out_of_range_or_unknown_are_refused(wrong: dict[str, object]) 
     """Pydantic's error is a ValueError."""
     with pytest.raises(ValueError):
         quick(**wrong)
+
+
+def test_threshold_masks_are_for_supsup_alone() -> None:
+    """A session keeps about half of each layer and says so; a method that counts free weights refuses."""
+    network = MaskedNetwork.create(perceptron, seed=0)
+    inputs, labels = blobs(0)
+    trained_ = train_session(network, inputs, labels, quick(method="supsup", selection="threshold"), seed=1)
+    for name, mask in trained_.network.masks(0).items():
+        assert trained_.densities[name] == pytest.approx(mask.double().mean().item())
+        assert 0.3 < trained_.densities[name] < 0.7
+    with pytest.raises(ValueError, match="selection is 'threshold' but method is 'exssnet'"):
+        quick(method="exssnet", selection="threshold")

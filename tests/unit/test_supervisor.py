@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daemon import triggers
-from daemon.errors import FencedOwner
+from daemon.errors import FencedOwner, UnknownGeneration
 from daemon.sessions.job import FailedEvent, ProgressEvent
 from daemon.state.base import ClassState, SessionOutcome
 from tests.support.session_rig import STREAM, SessionRig, small_generation
@@ -159,6 +159,62 @@ def test_a_crash_is_retried_and_then_given_up(tmp_path: Path) -> None:
     assert rig.sample("accrete_session_restarts_total") == 2
 
 
+def test_a_trainer_that_says_nothing_is_ended_and_its_session_resumed(tmp_path: Path) -> None:
+    """Each word starts the wait anew; silence for `stall_seconds` counts as a crash."""
+    rig = SessionRig(tmp_path, trainer={"stall_seconds": 100.0, "max_attempts": 2})
+    rig.begin("a")
+    rig.clock.advance(99.0)
+    rig.trainer.heard = [ProgressEvent(session=0, phase="explore", done=0.1)]
+    rig.ticks()
+    rig.clock.advance(99.0)
+    rig.ticks()
+    assert (rig.trainer.stopped, len(rig.trainer.jobs)) == (0, 1)
+    rig.clock.advance(1.0)
+    rig.ticks()
+    assert (rig.trainer.stopped, rig.trainer.jobs[-1].attempt) == (1, 2)
+    assert rig.sample("accrete_trainer_stalls_total") == 1
+    rig.clock.advance(100.0)
+    rig.ticks()
+    [session] = rig.state.sessions(STREAM)
+    assert session.outcome is FAILED
+    assert "crashed 2 times, at last with no progress for 100 s" in str(session.detail["reason"])
+    assert rig.sample("accrete_trainer_stalls_total") == 2
+
+
+def test_old_generations_are_deleted(tmp_path: Path) -> None:
+    """The newest `keep_generations` stay on disk, and what is in memory; a rollback finds just those."""
+    rig = SessionRig(tmp_path, stream={"keep_generations": 3})
+    digests = [rig.promote(number, label) for number, label in enumerate("abcde")]
+    assert [g.number for g in rig.state.generations(STREAM)] == [3, 4, 5]
+    assert set(rig.generations.digests()) == set(digests[2:])
+    rig.live.rollback(STREAM, "3")
+    with pytest.raises(UnknownGeneration, match="it has 3, 4, 5"):
+        rig.live.rollback(STREAM, "2")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_answers_or_is_in_memory_is_never_deleted(tmp_path: Path, keep: int) -> None:
+    """An older generation that is live stays, however few are kept; so does the one before it in memory."""
+    rig = SessionRig(tmp_path, stream={"keep_generations": keep})
+    first, second = rig.promote(0, "a"), rig.promote(1, "b")
+    rig.live.rollback(STREAM, first)
+    rig.live.prune(STREAM, keep)
+    rig.live.sweep()
+    assert set(rig.generations.digests()) == {first, second}
+    live = rig.state.live(STREAM)
+    assert live is not None
+    assert live.digest == first
+
+
+def test_a_rejected_generation_leaves_no_files(tmp_path: Path) -> None:
+    """Nobody can ever ask for it."""
+    rig = SessionRig(tmp_path, gate={"min_accuracy": 0.9})
+    first = rig.promote(0, "a")
+    rig.begin("b")
+    rig.finish(1, [[1.0], [0.5, 0.5]], a_t=0.5)
+    assert rig.generations.digests() == [first]
+
+
 def test_crashes_are_counted_per_session(tmp_path: Path) -> None:
     """A success between two crashes gives the next session all of its attempts."""
     rig = SessionRig(tmp_path, trainer={"max_attempts": 2})
@@ -182,7 +238,6 @@ def test_an_interrupted_session_is_resumed_at_the_start(tmp_path: Path) -> None:
     again = SessionRig(tmp_path, rig.clock)
     again.store("b", 3)
     again.clock.advance(10.0)
-    again.supervisor.find_interrupted()
     again.ticks()
     [job] = again.trainer.jobs
     assert (job.session, job.attempt, job.new_classes) == (0, 2, (0,))

@@ -14,7 +14,7 @@ import pytest
 from daemon.sessions import trainer as trainer_module
 from daemon.sessions.job import EVENTS, DoneEvent, Event, FailedEvent, Job, ProgressEvent
 from daemon.sessions.trainer import TrainerProcess
-from daemon.settings import BackboneSettings, LogSettings, TrainerSettings
+from daemon.settings import BackboneSettings, LimitSettings, LogSettings, TrainerSettings
 
 DONE = DoneEvent(session=0, digest="d" * 64, evaluation={"a_t": None}, certificate={"holds": True})
 SAY = f"print({DONE.model_dump_json()!r}, flush=True)"
@@ -35,7 +35,7 @@ def job(session: int = 0) -> Job:
         seed=3,
         state_directory=Path("state"),
         holdout_limit_per_class=10,
-        max_image_pixels=100,
+        limits=LimitSettings(max_image_pixels=100),
         backbone=BackboneSettings(threads=1),
     )
 

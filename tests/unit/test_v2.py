@@ -66,8 +66,34 @@ def test_images_are_recognised_and_texts_need_nothing() -> None:
         assert parse_request(request(tensor), None).payloads == [(start, content_type)]
         named = parse_request(request(tensor, parameters={"content_type": "image/tiff"}), None)
         assert named.payloads == [(start, "image/tiff")]
-    text = parse_request(request(TEXT_INPUT | {"data": ["grün"]}), None)
+    text = parse_request(request(TEXT_INPUT | {"data": ["grün"]}), None, text=True)
     assert text.payloads == [("grün".encode(), "text/plain")]
+
+
+@given(st.lists(st.text(max_size=20), max_size=5))
+def test_texts_come_through_both_framings(values: list[str]) -> None:
+    """Strings in JSON and length-prefixed UTF-8 give the same payloads."""
+    encoded = [value.encode() for value in values]
+    tensor = TEXT_INPUT | {"shape": [len(values)]}
+    blob = b"".join(struct.pack("<I", len(v)) + v for v in encoded)
+    header = request(tensor | {"parameters": {"binary_data_size": len(blob)}})
+    expected = [(value, "text/plain") for value in encoded]
+    assert parse_request(request(tensor | {"data": values}), None, text=True).payloads == expected
+    assert parse_request(header + blob, str(len(header)), text=True).payloads == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("text", False, "'text': this model takes images, send exactly one of image, pixels"),
+        ("image", True, "'image': this model takes texts, send exactly one of text"),
+        ("pixels", True, "'pixels': this model takes texts, send exactly one of text"),
+    ],
+)
+def test_a_model_of_texts_takes_no_image_and_the_reverse(name: str, text: bool, said: str) -> None:
+    """The name of the input is enough to tell."""
+    with pytest.raises(BadRequest, match=said):
+        parse_request(request(TEXT_INPUT | {"name": name, "data": ["a"]}), None, text=text)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +117,7 @@ def test_images_are_recognised_and_texts_need_nothing() -> None:
 def test_each_fault_is_named(tensor: dict[str, object], extra: dict[str, object], text: str) -> None:
     """The message holds the value that was found, or what to send instead."""
     with pytest.raises(BadRequest) as caught:
-        parse_request(request(TEXT_INPUT | tensor, **extra), None)
+        parse_request(request(TEXT_INPUT | tensor, **extra), None, text=tensor.get("name") != "pixels")
     assert text in str(caught.value)
 
 
@@ -134,8 +160,9 @@ def test_no_request_raises_anything_but_bad_request(
     for content in (value, {"inputs": [value]}, {"inputs": [merged]}):
         header = json.dumps(content).encode()
         for length in (None, str(len(header))):
-            with contextlib.suppress(BadRequest):
-                parse_request(header + tail, length)
+            for text in (False, True):
+                with contextlib.suppress(BadRequest):
+                    parse_request(header + tail, length, text=text)
 
 
 def test_every_output_can_be_binary_and_reads_back() -> None:

@@ -1,0 +1,122 @@
+"""The class streams of the method comparisons: which data, at which size, in which sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cl_engine.assets import cache_directory
+from cl_engine.backbones import BlockwiseBackbone, load_backbone
+from cl_engine.bench.data import BenchData, Subset, load_data
+from cl_engine.bench.feature_files import warm
+from cl_engine.bench.stream import Stream, split_classes
+from cl_engine.cached_features import CachedExtract
+from cl_engine.samples import SampleSet
+
+IMAGES = "vit_small_patch14_dinov2.lvd142m"
+FIRST_SEED = 1993
+
+
+@dataclass(frozen=True)
+class ClassStream:
+    """One stream.
+
+    Attributes:
+        data: name in the asset catalogue.
+        size: side of the images, pixels.
+        classes_per_session: the N of B0-IncN.
+        train_per_class: training samples a class.
+        held_per_class: more training images a class, held out of training for the choices learners make.
+        judge_per_class: samples a class that results are judged on.
+        judge: `test` images, or as many more `held-out` training images, for every choice of settings.
+        classes: how many of the data set's classes, None for all.
+        feature_blocks: last blocks that every method reads.
+        adapter_blocks: last blocks that have an adapter, in every method that has any.
+    """
+
+    data: str
+    size: int
+    classes_per_session: int
+    train_per_class: int
+    held_per_class: int
+    judge_per_class: int
+    judge: str = "test"
+    classes: int | None = None
+    feature_blocks: int = 4
+    adapter_blocks: int = 6
+
+
+@dataclass(frozen=True)
+class OpenStream:
+    """A stream with its data and its backbone loaded, the frozen pass done.
+
+    Attributes:
+        backbone: the frozen network.
+        data: training, held-out and judging samples.
+        cache: the frozen pass over all of them.
+        classes_per_session: the N of B0-IncN.
+    """
+
+    backbone: BlockwiseBackbone
+    data: BenchData
+    cache: CachedExtract
+    classes_per_session: int
+
+    def stream(self, seed: int) -> Stream:
+        """Return the sessions of one class order."""
+        number = FIRST_SEED + seed
+        sessions = split_classes(len(self.data.class_names), 0, self.classes_per_session, number)
+        return Stream(self.data, sessions, number)
+
+
+def open_stream(stream: ClassStream, features: Path | None = None) -> OpenStream:
+    """Load data and backbone and run the frozen pass.
+
+    Args:
+        stream: which.
+        features: where frozen features are kept between runs; beside the assets if None.
+    """
+    backbone = load_backbone(IMAGES, image_size=stream.size)
+    assert isinstance(backbone, BlockwiseBackbone)
+    data = _data(stream)
+    first = backbone.depth - stream.adapter_blocks
+    cache = CachedExtract(backbone, stream.feature_blocks, first)
+    directory = cache_directory() / "features" if features is None else features
+    for part in (data.train, data.holdout, data.test):
+        warm(cache, part, directory)
+    return OpenStream(backbone, data, cache, stream.classes_per_session)
+
+
+def _data(stream: ClassStream) -> BenchData:
+    judged = stream.judge_per_class if stream.judge == "held-out" else 0
+    held = stream.held_per_class + judged
+    wanted = stream.train_per_class + held
+    found = load_data(
+        stream.data,
+        image_size=stream.size,
+        per_class=wanted,
+        test_per_class=stream.judge_per_class,
+        holdout_fraction=held / wanted,
+    )
+    classes = range(len(found.class_names) if stream.classes is None else stream.classes)
+    train, holdout, test = (_of_classes(part, classes) for part in (found.train, found.holdout, found.test))
+    if judged:
+        choice = _first_of_each(holdout, stream.held_per_class)
+        rest = sorted(set(range(len(holdout.labels))) - set(choice))
+        holdout, test = Subset(holdout, choice), Subset(holdout, rest)
+    return BenchData(found.name, found.class_names[: len(classes)], train, holdout, test)
+
+
+def _of_classes(samples: SampleSet, classes: Sequence[int]) -> SampleSet:
+    return Subset(samples, [i for i, label in enumerate(samples.labels.tolist()) if label in classes])
+
+
+def _first_of_each(samples: SampleSet, count: int) -> list[int]:
+    taken: dict[int, int] = {}
+    chosen = []
+    for index, label in enumerate(samples.labels.tolist()):
+        taken[label] = taken.get(label, 0) + 1
+        if taken[label] <= count:
+            chosen.append(index)
+    return chosen
