@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from types import FrameType
 
 import structlog
@@ -20,6 +19,7 @@ import cl_engine
 from cl_engine.generation import GenerationDirectory
 from daemon import triggers
 from daemon.address import remove_address, write_address
+from daemon.backbone import check_learners
 from daemon.clock import Clock, SystemClock
 from daemon.control import DaemonControl
 from daemon.control_topic import ControlTopic
@@ -27,6 +27,7 @@ from daemon.events.outbox import OutboxEvents
 from daemon.events.publisher import EventPublisher
 from daemon.intake import Intake
 from daemon.live import LiveGenerations
+from daemon.liveness import topics_check, turn_check
 from daemon.messages.dead_letter import dead_letter_topic
 from daemon.messages.formats import TEXT
 from daemon.metrics import Metrics
@@ -42,7 +43,7 @@ from daemon.serving.slot import LiveSlot
 from daemon.sessions.job import generations_directory
 from daemon.sessions.supervisor import SessionSupervisor
 from daemon.sessions.trainer import TrainerProcess
-from daemon.settings import KafkaSource, Settings
+from daemon.settings import KafkaSource, Settings, SourceSettings
 from daemon.sources import (
     control_topic,
     events_topic,
@@ -59,8 +60,6 @@ from daemon.state import SqlState
 
 log = structlog.get_logger(__name__)
 
-# Intake polls twice a second and a session's thread turns four times; a minute of silence is a hang.
-STALL_SECONDS = 60.0
 # A thread that does not end within this is left to the end of the process.
 JOIN_SECONDS = 10.0
 
@@ -89,6 +88,7 @@ class Daemon:
             StateLocked: another daemon owns the state directory.
             SwapError: the live generation cannot be restored.
             AssetError: the backbone's weights cannot be had.
+            ConfigError: a stream's method cannot work on the backbone.
         """
         self._catch_signals()
         self.start()
@@ -122,6 +122,7 @@ class Daemon:
         # The first time this fetches the weights, which takes a while.
         log.info("backbone.loading", backbone=settings.backbone.name)
         self.runtime = TorchRuntime(settings.backbone, directory.root, metrics, settings.limits)
+        check_learners(settings, self.runtime.backbone)
         self.slots = {
             name: LiveSlot(name, settings.serving.max_resident_generations, metrics)
             for name in settings.streams
@@ -259,10 +260,10 @@ class Daemon:
             self.settings.limits,
             frozenset(self.slots) if TEXT in self.runtime.backbone.content_types else frozenset(),
         )
-        self.service.live_checks["sessions"] = self._check_sessions
+        self.service.live_checks["sessions"] = turn_check(self.supervisor, self.clock)
         for name, intake in self.intakes.items():
-            self.service.live_checks[f"intake:{name}"] = partial(self._check_intake, intake)
-        self.service.live_checks["topics"] = self._check_topics
+            self.service.live_checks[f"intake:{name}"] = turn_check(intake, self.clock)
+        self.service.live_checks["topics"] = topics_check(self._topic_threads, self.clock)
         for name, stream in self.settings.streams.items():
             if isinstance(stream.source, KafkaSource) and stream.source.on_stall == "restart":
                 self.service.live_checks[f"partitions:{name}"] = stall_check(
@@ -286,39 +287,10 @@ class Daemon:
 
     # -- health
 
-    def _check_intake(self, intake: Intake) -> tuple[bool, str]:
-        if intake.failed is not None:
-            return False, f"stopped: {intake.failed}"
-        silent = self.clock.monotonic() - intake.heartbeat
-        return silent < STALL_SECONDS, f"last turn {silent:.1f} s ago"
-
-    def _check_sessions(self) -> tuple[bool, str]:
-        if self.supervisor.failed is not None:
-            return False, f"stopped: {self.supervisor.failed}"
-        silent = self.clock.monotonic() - self.supervisor.heartbeat
-        return silent < STALL_SECONDS, f"last turn {silent:.1f} s ago"
-
-    def _check_topics(self) -> tuple[bool, str]:
-        now, longest = self.clock.monotonic(), 0.0
-        for stream, thread in self._topic_threads():
-            if thread.failed is not None:
-                return False, f"{thread.name} stopped: {thread.failed}"
-            source, silent = self.settings.streams[stream].source, now - thread.heartbeat
-            # In one turn a broker that is away may hold up a look into a topic, and a delivery.
-            waits = (
-                source.request_timeout_seconds + source.delivery_timeout_seconds
-                if isinstance(source, KafkaSource)
-                else 0.0
-            )
-            if silent >= STALL_SECONDS + waits:
-                return False, f"{thread.name}: last turn {silent:.1f} s ago"
-            longest = max(longest, silent)
-        return True, f"last turns at most {longest:.1f} s ago"
-
-    def _topic_threads(self) -> Iterator[tuple[str, OwnerThread]]:
-        yield from self.publishers.items()
-        yield from self.commands.items()
-        yield from self.requests.items()
+    def _topic_threads(self) -> Iterator[tuple[SourceSettings, OwnerThread]]:
+        for threads in (self.publishers, self.commands, self.requests):
+            for stream, thread in threads.items():
+                yield self.settings.streams[stream].source, thread
 
     def _failure(self) -> BaseException | None:
         failures = [
