@@ -154,6 +154,26 @@ def forward_transfer(before: Row, baseline: Row) -> float:
     return _mean(gains)
 
 
+def learning_transfer(learnt: Row, alone: Row) -> float:
+    """Return FWT against independent learning: what earlier sessions do for learning a new one.
+
+        FWT = 1 / (T - 1) * sum over i > 1 of ( a[i][i]  -  s[i] )
+
+    Measured this way by Lin et al. (2022), among others; unlike `forward_transfer` it also says something
+    of a model that can only answer with classes it has learnt. Positive where a session is learnt better
+    after the others than from nothing; 0 for a single session. Unmeasured sessions are left out.
+
+    Args:
+        learnt: `learnt[i]` is the accuracy on session i's holdout right after it is learnt, its classes
+            alone to choose from: otherwise later sessions would have more to choose from.
+        alone: `alone[i]` is the same of a fresh learner that has learnt session i only.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    return forward_transfer(learnt, alone)
+
+
 def _hits(predicted: Tensor, true: Tensor) -> Tensor:
     if predicted.shape != true.shape or true.ndim != 1:
         raise ValueError(

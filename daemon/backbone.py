@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from cl_engine.backbones import Backbone, DecodeLimits, load_backbone
-from daemon.settings import BackboneSettings, LimitSettings
+from cl_engine.learners import create
+from daemon.errors import ConfigError
+from daemon.settings import BackboneSettings, LimitSettings, Settings
 
 
 def load(settings: BackboneSettings, limits: LimitSettings) -> Backbone:
@@ -27,3 +29,19 @@ def load(settings: BackboneSettings, limits: LimitSettings) -> Backbone:
     )
     backbone.limits = DecodeLimits(limits.max_image_pixels, limits.max_text_bytes)
     return backbone
+
+
+def check_learners(settings: Settings, backbone: Backbone) -> None:
+    """Check that every stream's method can work on the backbone, before a session finds out.
+
+    Raises:
+        ConfigError: with every mistake, one per line.
+    """
+    wrong = []
+    for name, stream in settings.streams.items():
+        try:
+            create(stream.learner.method, backbone, stream.learner.options)
+        except ValueError as error:
+            wrong.append(f"streams.{name}.learner: {error}")
+    if wrong:
+        raise ConfigError("\n".join(wrong))

@@ -50,6 +50,9 @@ def bench(
     option: Annotated[
         list[str] | None, typer.Option("--set", help="METHOD.NAME=VALUE, for example sgds.density=0.5.")
     ] = None,
+    fwt: Annotated[
+        bool, typer.Option("--fwt/--no-fwt", help="Measure forward transfer: sessions are learnt twice.")
+    ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     features: Annotated[
         Path | None, typer.Option(help="Where features are kept; beside the assets if left out.")
@@ -75,6 +78,7 @@ def bench(
         feature_blocks=feature_blocks,
         adapter_blocks=adapter_blocks,
         options=parse_options(option or []),
+        transfer=fwt,
     )
     question.check()
     console = Console()
@@ -122,7 +126,8 @@ def bench(
     if seeds > 1:
         console.print(f"accuracies: mean±standard deviation over {seeds} class orders")
     console.print(
-        "accuracies in %; forget: forgetting; held-out: A_T on samples held out of training; s/sess: seconds "
+        "accuracies in %; forget: forgetting; FWT: a session learnt after the others against learnt alone, "
+        "its classes alone to choose from; held-out: A_T on samples held out of training; s/sess: seconds "
         "a session, the frozen pass left out; KiB/cl: kept for each class; MiB: peak of the whole process"
     )
     best = best_on_holdout(summarise(runs))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_engine.backbones import BlockwiseBackbone
+from cl_engine.backbones.blockwise import adaptable_blocks
 from cl_engine.bench.data import BenchData
 from cl_engine.bench.feature_files import warm
 from cl_engine.bench.joint import JointSettings
@@ -29,6 +30,7 @@ class Question:
         feature_blocks: last blocks that every method reads.
         adapter_blocks: last blocks that have an adapter, in every method that has any.
         options: further settings by method.
+        transfer: whether forward transfer is measured, which learns every session twice.
     """
 
     methods: tuple[str, ...]
@@ -38,6 +40,7 @@ class Question:
     feature_blocks: int = 4
     adapter_blocks: int = 6
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    transfer: bool = False
 
     def options_of(self, method: str) -> dict[str, Any]:
         """Return a method's settings: the shared ones, then its own."""
@@ -110,6 +113,12 @@ def compare(
             f"feature_blocks {question.feature_blocks} and adapter_blocks {question.adapter_blocks} must be "
             f"1 to {backbone.depth}, the backbone's blocks"
         )
+    most = adaptable_blocks(backbone)
+    if adapters and question.adapter_blocks > most:
+        raise ValueError(
+            f"adapter_blocks is {question.adapter_blocks}, backbone {backbone.id} has {most} last blocks of "
+            f"one width, where adapters fit: set adapter_blocks to {most}"
+        )
     cache = CachedExtract(backbone, question.feature_blocks, first if adapters else None)
     for part in (data.train, data.holdout, data.test):
         warm(cache, part, feature_directory, None if listener is None else listener.on_samples)
@@ -123,6 +132,14 @@ def compare(
                     listener.on_session(method, seed, session)
 
             runs.append(
-                run_method(method, backbone, stream, question.options_of(method), cache, on_session=tell)
+                run_method(
+                    method,
+                    backbone,
+                    stream,
+                    question.options_of(method),
+                    cache,
+                    on_session=tell,
+                    transfer=question.transfer,
+                )
             )
     return runs

@@ -23,6 +23,7 @@ SHARES = (
     ("a_bar", "A_bar"),
     ("forgetting", "forget"),
     ("bwt", "BWT"),
+    ("fwt", "FWT"),
     ("holdout_a_t", "held-out"),
 )
 # Figure, heading, factor, decimals of what is shown as a mean; the record has its spread.
@@ -70,6 +71,9 @@ def table(title: str, runs: Sequence[MethodRun]) -> Table:
     for method, figures in summary.items():
         cells = []
         for name, _ in SHARES:
+            if name not in figures:
+                cells.append("-")
+                continue
             mean, spread = (100 * figures[name][part] for part in ("mean", "spread"))
             cells.append(f"{mean:.1f}" + (f"±{spread:.1f}" if several else ""))
         for name, _, factor, decimals in COSTS:

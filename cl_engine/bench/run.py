@@ -22,7 +22,7 @@ from cl_engine.learners.analytic import AnalyticSettings
 from cl_engine.learners.base import Learner, Prediction
 from cl_engine.learners.registry import check_options
 from cl_engine.masks.overlap import jaccard_matrix
-from cl_engine.samples import SampleSet
+from cl_engine.samples import SampleSet, SessionData
 
 JOINT = "joint"
 EVALUATION_BATCH = 64
@@ -44,6 +44,7 @@ class MethodRun:
         peak_memory_bytes: highest memory of the process, or of the GPU, during the sessions.
         overlap: Jaccard overlap of the classes' input masks, in the order of the class table; SGDS only.
         classes: labels of the class table, in its order.
+        forward_transfer: against learning each session alone; None where it was not measured.
     """
 
     method: str
@@ -56,10 +57,12 @@ class MethodRun:
     peak_memory_bytes: int
     overlap: Sequence[Sequence[float]] | None
     classes: Sequence[str]
+    forward_transfer: float | None = None
 
     def figures(self) -> dict[str, float]:
         """Return the figures of the table."""
-        return {
+        transfer = {} if self.forward_transfer is None else {"fwt": self.forward_transfer}
+        return transfer | {
             "a_t": evaluation.last_accuracy(self.matrix, self.weights),
             "a_bar": evaluation.average_accuracy(self.matrix, self.weights),
             "forgetting": evaluation.forgetting(self.matrix),
@@ -110,7 +113,11 @@ class _Learned:
 
     def session(self, stream: Stream, index: int) -> None:
         """Learn a session from its own samples and build what answers."""
-        self.generation = self._learner.learn(stream.session(index), self.generation)
+        self.learn(stream.session(index))
+
+    def learn(self, data: SessionData) -> None:
+        """Learn a session and build what answers."""
+        self.generation = self._learner.learn(data, self.generation)
         servable: Any = self._learner.servable(self.generation)
         self._answers = servable
 
@@ -118,6 +125,14 @@ class _Learned:
         """Return class ids (B,)."""
         assert self._answers is not None
         return self._answers.predict_from(base).class_ids
+
+    def predict_among(self, base: BaseFeatures, classes: Sequence[int]) -> Tensor:
+        """Return the best of some classes (B,)."""
+        assert self._answers is not None
+        assert self.generation is not None
+        columns = [self.generation.class_ids.index(c) for c in classes]
+        best = self._answers.predict_from(base).scores[:, columns].argmax(dim=1)
+        return torch.tensor(list(classes))[best]
 
     def nbytes(self) -> int:
         """Return the bytes of tensors and packed masks."""
@@ -185,6 +200,7 @@ def run_method(
     extract: Extract,
     on_session: Callable[[int], None] | None = None,
     learner: Learner | None = None,
+    transfer: bool = False,
 ) -> MethodRun:
     """Run a method over all sessions of a stream.
 
@@ -196,21 +212,21 @@ def run_method(
         extract: where base features come from; a cache that is filled, so that the times leave them out.
         on_session: called with the session's index after it is learnt and measured.
         learner: runs the sessions in place of the registry's; the options must be its own.
+        transfer: also learn each session alone, for the forward transfer; joint training has none.
 
     Raises:
         ValueError: unknown method or option.
         LearningError: the method cannot go on.
     """
     contender: _Contender
+    runs_sessions = learner
     if method == JOINT:
         contender = _Joint(backbone, options, extract)
     else:
-        contender = _Learned(
-            method,
-            backbone,
-            options,
-            create(method, backbone, options, extract) if learner is None else learner,
-        )
+        runs_sessions = create(method, backbone, options, extract) if learner is None else learner
+        contender = _Learned(method, backbone, options, runs_sessions)
+    learnt: list[float | None] = []
+    alone: list[float | None] = []
     matrix: list[list[float | None]] = []
     seconds: list[float] = []
     peak = 0
@@ -223,6 +239,13 @@ def run_method(
         test = stream.test(index)
         predicted = _predicted(contender, backbone, test, extract)
         matrix.append(evaluation.accuracy_matrix_row(predicted, test.labels, stream.class_to_session(index)))
+        if transfer and isinstance(contender, _Learned):
+            assert runs_sessions is not None
+            fresh = _Learned(method, backbone, options, runs_sessions)
+            fresh.learn(stream.alone(index))
+            own = stream.sessions[index]
+            learnt.append(_accuracy_among(contender, backbone, test, extract, own))
+            alone.append(_accuracy_among(fresh, backbone, test, extract, own))
         if on_session is not None:
             on_session(index)
     last = len(stream.sessions) - 1
@@ -244,7 +267,26 @@ def run_method(
         peak_memory_bytes=peak,
         overlap=overlap,
         classes=[stream.data.class_names[c] for c in order],
+        forward_transfer=evaluation.learning_transfer(learnt, alone) if learnt else None,
     )
+
+
+def _accuracy_among(
+    contender: _Learned,
+    backbone: BlockwiseBackbone,
+    test: SampleSet,
+    extract: Extract,
+    classes: Sequence[int],
+) -> float:
+    """Return the accuracy on the samples of some classes, with those alone to choose from."""
+    rows = torch.isin(test.labels, torch.tensor(list(classes))).nonzero().squeeze(1)
+    right = 0
+    for batch in torch.split(rows, EVALUATION_BATCH):
+        base = extract(
+            backbone, test, contender.feature_blocks, contender.continue_from, indices=batch.tolist()
+        )
+        right += int((contender.predict_among(base, classes) == test.labels[batch]).sum())
+    return right / len(rows)
 
 
 def _predicted(

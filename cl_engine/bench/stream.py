@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from cl_engine.bench.data import BenchData, Subset
@@ -48,6 +50,13 @@ class Stream:
     def session(self, index: int) -> SessionData:
         """Return what a learner sees: the session's own samples, and the holdout of all classes so far."""
         return self._data(index, self.sessions[index])
+
+    def alone(self, index: int) -> SessionData:
+        """Return a session as if it were the first and only one."""
+        own = self.sessions[index]
+        data = self._data(index, own)
+        labels = {c: data.class_labels[c] for c in own}
+        return replace(data, session=0, holdout=_of_classes(self.data.holdout, own), class_labels=labels)
 
     def everything(self, index: int) -> SessionData:
         """Return all classes so far as if they came at once, for joint training."""

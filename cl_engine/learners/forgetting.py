@@ -8,7 +8,9 @@ and whoever asks to be forgotten would rather not have a second copy lie about.
 
 What is exact: the sums equal those of a run that never saw the class, with the same standardisation. What
 stays: the standardisation of the first session (one mean and one scale per dimension), and the sorted
-table of holdout distances behind the unknown score, which names no class. Neither holds a sample.
+table of holdout distances behind the unknown score, which names no class. Neither holds a sample. With
+`adapt_first_session` the adapters trained on the first session stay too, and every feature is read through
+them: a class of that session leaves the sums, but not the adapters.
 """
 
 from __future__ import annotations

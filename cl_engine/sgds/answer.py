@@ -152,30 +152,20 @@ class AnswerNetwork:
         """Return final scores (B, C) and the distance to the nearest prototype (B,), 0 to 2."""
         scores, cosines = self.base_scores(base.features)
         distance = 1 - cosines.max(dim=1).values
-        ranking = cosines if self.settings.routing == "prototype" else scores
-        if not len(self.blend) or base.tokens is None:
+        routed = (cosines if self.settings.routing == "prototype" else scores).argmax(dim=1)
+        subspace = self.class_subspace[routed]
+        # A blend of 0 leaves the base scores as they are: no second pass is needed for those rows.
+        wanted = subspace >= 0
+        wanted &= self.blend[subspace.clamp(min=0)] > 0 if len(self.blend) else False
+        rows = wanted.nonzero().squeeze(1)
+        if len(rows) == 0 or base.tokens is None:
             return scores, distance
-        # Own heads that know of the rest are asked by the two best sessions, others by the best one.
-        consulted = min(2 if self.settings.exemplars_per_class else 1, len(self.blend))
-        for place in range(consulted):
-            routed = ranking.argmax(dim=1)
-            subspace = self.class_subspace[routed]
-            ranking = ranking.where(self.class_subspace != subspace[:, None], -torch.inf)
-            # A blend of 0 leaves the scores as they are: no second pass is needed for those rows. The
-            # first session had no exemplars to learn the rest from: it only changes the order inside.
-            wanted = (subspace >= place) & (self.blend[subspace.clamp(min=0)] > 0)
-            rows = wanted.nonzero().squeeze(1)
-            if len(rows) == 0:
-                continue
-            subspace, routed = subspace[rows], routed[rows]
-            own = self.subspace_scores(self.subspace_features(base.tokens[rows], subspace, routed))
-            member = self.class_subspace == subspace[:, None]
-            blend = self.blend[subspace]
-            changed = reranked(scores[rows], own, member, blend)
-            if self.settings.exemplars_per_class:
-                added = scores[rows] + own.where(member, 0.0) * blend[:, None]
-                changed = added.where(subspace[:, None] > 0, changed)
-            scores = scores.index_copy(0, rows, changed)
+        subspace, routed = subspace[rows], routed[rows]
+        own = self.subspace_scores(self.subspace_features(base.tokens[rows], subspace, routed))
+        scores = scores.clone()
+        scores[rows] = reranked(
+            scores[rows], own, self.class_subspace == subspace[:, None], self.blend[subspace]
+        )
         return scores, distance
 
 

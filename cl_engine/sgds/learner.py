@@ -2,13 +2,16 @@
 
 A session goes through these steps.
 
+First session only, as an option: adapters for all classes alike are trained and then frozen for ever, under
+   everything that follows (`start`).
 0. Semantic strategy: each new class decides by prototype similarity to reuse or to allocate
    (`strategy`); where one reuses, the most related earlier session's units are borrowed, frozen.
 1. Exploration and 2. compaction: the session's own bottleneck units are trained under random, then
-   under top-K masks of the adapter inputs (`training`).
+   under top-K masks of the adapter inputs (`training`), beside exemplars of earlier classes where some
+   are kept (`exemplars`).
 3. Heads: the exact ridge statistics take the new samples in; the session's own head is fitted on its
    adapted features; the blend of the two is chosen on a part of the training samples that the adapters
-   have not seen.
+   have not seen (`own_head`).
 4. The certificate: nothing an earlier session answers with has changed (`certificate`).
 
 What was found about the reconstruction (methods and figures in the README): units shared by all
@@ -43,7 +46,6 @@ ANSWERED_WITH = (
     "density",
     "scale",
     "exclusive_units",
-    "exemplars_per_class",
     "mask",
     "mask_scope",
     "inference",

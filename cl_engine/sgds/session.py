@@ -99,7 +99,7 @@ class Session:
         self.prototypes = self.state.prototypes.updated(self.standard, self.columns, len(table))
         self.strategy = self._strategy()
         # As many as there are new samples: what a session costs must not grow with the classes before it.
-        kept = self.state.exemplars
+        kept = self.state.exemplars if settings.exemplars_per_class else None
         self.replayed = (
             None if kept is None else kept.drawn(len(self.columns), _session_seed(data.seed, data.session))
         )
@@ -209,8 +209,7 @@ class Session:
         tokens = self.base.tokens[chosen.to(device)]
         columns = self.columns[chosen]
         if self.replayed is not None:
-            assert self.replayed.base.tokens is not None
-            tokens = torch.cat([tokens, self.replayed.base.tokens])
+            tokens = torch.cat([tokens, self.replayed.tokens])
             columns = torch.cat([columns, self.replayed.columns])
             for column in sorted(set(self.replayed.columns.tolist())):
                 row_of[column] = len(row_of)
@@ -256,19 +255,21 @@ class Session:
             self.columns[own],
             self.new_columns,
             self.validation[own],
-            self.state.exemplars,
             self.replayed,
         )
 
     def _exemplars(self) -> Exemplars | None:
         """Return the stored samples of all classes, the new ones included."""
         count, before = self.settings.exemplars_per_class, self.state.exemplars
-        if not count or not len(self.new_columns):
+        if not count:
+            return None
+        if not len(self.new_columns):
             return before
         own = torch.isin(self.columns, self.new_columns).nonzero().squeeze(1)
-        samples = self._own_samples()
         ids = [self.data.train.ids[i] for i in own.tolist()]
-        chosen = Exemplars.chosen(samples.base, samples.columns, ids, samples.unseen, count)
+        assert self.base.tokens is not None
+        tokens = self.base.tokens[own.to(self.backbone.device)]
+        chosen = Exemplars.chosen(tokens, self.columns[own], ids, count)
         return chosen if before is None else before.extended(chosen)
 
     @torch.no_grad()

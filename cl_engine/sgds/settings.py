@@ -61,9 +61,8 @@ class SGDSSettings(FirstSessionSettings):
 
     exemplars_per_class: int = Field(default=0, ge=0)
     """Training samples of each class that are kept, as frozen tokens, and replayed while later sessions'
-    units are trained, at most as many as the session has samples. The own head then learns to tell its
-    classes from the rest too, and its score is added for the two best sessions instead of only changing
-    the order inside the best one."""
+    units are trained, at most as many as the session has samples. None by default: what limits SGDS is the
+    choice of the session, and that is made before the units are asked (see `own_head`)."""
     mask: Literal["counters", "random", "none"] = "counters"
     """What a mask keeps: the top-K of the activation counters; as many activations, drawn at random once
     a class; or all of them."""

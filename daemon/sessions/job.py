@@ -93,6 +93,11 @@ def generations_directory(state_directory: Path) -> Path:
     return state_directory / "generations"
 
 
+def checkpoints_directory(state_directory: Path) -> Path:
+    """Return where the sessions' checkpoints lie."""
+    return state_directory / "checkpoints"
+
+
 def checkpoint_directory(state_directory: Path, stream: str, session: int) -> Path:
     """Return where a session's checkpoint lies."""
-    return state_directory / "checkpoints" / f"{stream}-{session}"
+    return checkpoints_directory(state_directory) / f"{stream}-{session}"

@@ -52,7 +52,7 @@ class StoredSamples:
             raise
         except Exception:
             # Decoders meet hostile bytes with almost any exception.
-            reasons = self._unreadable()
+            reasons = self.unreadable()
             if not reasons:
                 raise
             raise UnreadableSamples(reasons) from None
@@ -60,7 +60,8 @@ class StoredSamples:
     def _decoded(self, sample: StoredSample) -> Tensor:
         return self._decode(sample.payload, sample.content_type)
 
-    def _unreadable(self) -> dict[str, str]:
+    def unreadable(self) -> dict[str, str]:
+        """Decode every sample; return what is wrong with those that cannot be, by id."""
         reasons = {}
         for sample in self._state.payloads(self._stream, self._ids):
             try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from cl_engine.checkpoint import remove_checkpoint
 from daemon.clock import Clock
 from daemon.errors import SourceUnavailable
 from daemon.events.base import Events, NoEvents
@@ -17,7 +18,15 @@ from daemon.metrics import Metrics
 from daemon.owner_thread import OwnerThread
 from daemon.sessions.ends import SessionEnds
 from daemon.sessions.forgetting import ForgettingRequest, Forgettings
-from daemon.sessions.job import DoneEvent, FailedEvent, Job, ProgressEvent, UnreadableEvent
+from daemon.sessions.job import (
+    DoneEvent,
+    FailedEvent,
+    Job,
+    ProgressEvent,
+    UnreadableEvent,
+    checkpoint_directory,
+    checkpoints_directory,
+)
 from daemon.sessions.starts import SessionStarts
 from daemon.sessions.trainer import Trainer
 from daemon.sessions.withdrawals import Withdrawals
@@ -176,10 +185,17 @@ class SessionSupervisor(OwnerThread):
             self._trainer.release()
 
     def _tidy(self) -> None:
-        """Delete generations that are out of reach; no trainer works now."""
+        """Delete generations that are out of reach and ended sessions' checkpoints; no trainer works now."""
         for stream, settings in self._settings.streams.items():
             self._live.prune(stream, settings.keep_generations)
         self._live.sweep()
+        directory = self._settings.state_directory
+        left = set(checkpoints_directory(directory).glob("*"))
+        for stream in self._settings.streams if left else ():
+            for record in self._state.sessions(stream):
+                checkpoint = checkpoint_directory(directory, stream, record.id)
+                if checkpoint in left and record.outcome is not SessionOutcome.RUNNING:
+                    remove_checkpoint(checkpoint)
 
     # -- starting
 

@@ -127,14 +127,22 @@ class Worker:
             class_labels={c.id: c.label for c in state.classes(job.stream)},
             seed=job.seed,
         )
-        generation = create(job.method, backbone, job.options).learn(
-            data, previous, checkpoint=checkpoint, on_progress=lambda p: self._progress(job, p)
-        )
+        try:
+            generation = create(job.method, backbone, job.options).learn(
+                data, previous, checkpoint=checkpoint, on_progress=lambda p: self._progress(job, p)
+            )
+            measured = self._measured(
+                job, backbone, generation, holdout, None if previous is None else previous.evaluation
+            )
+        except UnreadableSamples:
+            unreadable = train.unreadable()
+            if unreadable:
+                # What was trained so far counted on samples that the session will not have again.
+                remove_checkpoint(checkpoint)
+            raise UnreadableSamples(unreadable | holdout.unreadable()) from None
         return replace(
             generation,
-            evaluation=self._measured(
-                job, backbone, generation, holdout, None if previous is None else previous.evaluation
-            ),
+            evaluation=measured,
             provenance={
                 "stream": job.stream,
                 "session": job.session,

@@ -16,6 +16,7 @@ class RetentionSettings(Section):
 
     command_id_days: float = Field(default=90.0, ge=30)
     """A command is carried out once within this time, and refused when it is older. The control topic that
-    `accrete topics create` makes keeps its messages for 30 days."""
+    `accrete topics create` makes keeps its messages for 30 days. Making it longer brings
+    back nothing that is forgotten."""
     message_key_days: float = Field(default=30.0, ge=1)
     """A dead letter, event or answer written again within this time is recognised by the embedded log."""

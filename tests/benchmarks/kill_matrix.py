@@ -18,7 +18,7 @@ from tests.benchmarks.frame import Figure, parse_options, report
 from tests.support.disturbed_run import BACKBONE, LEARNER, PARTITIONS, DisturbedRun, write_weights
 from tests.support.kafka_broker import KafkaBroker, free_port
 from tests.support.kill_steps import STEPS, arm
-from tests.support.labelled_stream import PIXELS, Group, made_stream, one_group_per_partition
+from tests.support.labelled_stream import PIXELS, Group, chatter, made_stream, one_group_per_partition
 from tests.support.stream_feed import Stuck
 from tests.support.stream_outcome import LearntGeneration, Outcome, divergences
 from tests.support.tcp_proxy import TcpProxy
@@ -26,6 +26,8 @@ from tests.support.tcp_proxy import TcpProxy
 # How long a life lasts before its kill, in units of the time until the first promotion.
 LIFE = (0.02, 1.6)
 STEP_SECONDS = 180.0
+# Pulses of records that arrive while a second daemon joins.
+CHATTER = 40
 
 
 @dataclass(frozen=True)
@@ -212,11 +214,11 @@ class Matrix:
     def two_members(self) -> None:
         """Let a second daemon join the group while the first is in the middle of a session.
 
-        Both have states of their own. The first group's records lie in all partitions; the later ones', which
-        go on arriving meanwhile, in one partition each, so that two classes belong to whoever owns it.
+        Both have states of their own. Records of all partitions go on arriving meanwhile. Of the classes that
+        come later each has its partition, so that it belongs to the daemon that owns that.
         """
         later = one_group_per_partition(100, PARTITIONS, self.seed)
-        groups = [self.groups[0], *later]
+        groups = [self.groups[0], chatter(later, CHATTER), *later]
 
         def diverged(outcome: Outcome) -> int:
             learnt = [generations[-1].labels if generations else () for generations in outcome.generations]
@@ -233,7 +235,7 @@ class Matrix:
             groups,
             diverged,
             daemons=2,
-            pulse_seconds=self.plan.shared_session_seconds / 10,
+            pulse_seconds=self.plan.shared_session_seconds / CHATTER,
         ) as run:
             one, other = run.daemons
             one.start(session_seconds=self.plan.shared_session_seconds)
@@ -243,6 +245,7 @@ class Matrix:
             run.wait(run.is_shared, "two members share the partitions")
             if run.feeder.promoted():
                 raise Stuck("the session had ended before the group had rebalanced: it was too short")
+            run.feeder.go_on.set()
 
     def second_on_one_state(self) -> None:
         """Start a second daemon on the state of a running one: it is refused, and the first goes on."""

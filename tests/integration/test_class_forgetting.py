@@ -44,8 +44,8 @@ def manifest_digests(daemon: RunningDaemon) -> set[str]:
 @pytest.mark.parametrize("kill", [False, True])
 def test_a_class_is_gone_for_good(tmp_path: Path, kill: bool) -> None:
     """No answer, sample, generation or rollback holds it; also if the daemon is killed after the wish."""
-    images = load_demo_images(16, 1, seed=1).train
-    labels = sorted(images)[:4]
+    images = load_demo_images(12, 1, seed=1).train
+    labels = sorted(images)[:3]
     settings = daemon_settings(
         tmp_path / "state",
         learner={"method": "ridge", "options": {"feature_blocks": 2}},
@@ -55,38 +55,36 @@ def test_a_class_is_gone_for_good(tmp_path: Path, kill: bool) -> None:
     settings["trainer"] = {"niceness": 0}
     gone, kept = labels[0], labels[1:]
     with RunningDaemon(tmp_path, settings) as daemon:
-        daemon.produce({label: images[label] for label in labels[:2]})
+        daemon.produce({label: images[label] for label in labels})
         daemon.wait_live(1)
-        daemon.produce({label: images[label] for label in labels[2:]})
-        daemon.wait_live(2)
         before = manifest_digests(daemon)
-        assert len(before) == 2
+        assert len(before) == 1
         answer: Mapping[str, Any] = daemon.post("forget", {"label": gone})
         assert answer["accepted"]
         if kill:
             daemon.process.kill()
             daemon.start()
-        daemon.wait(lambda s: s["live"]["number"] == 3 and s["session"] is None)
+        daemon.wait(lambda s: s["live"]["number"] == 2 and s["session"] is None)
         assert class_states(daemon)[gone] == "forgotten"
         answered = daemon.classify(images[gone][0])
         assert gone not in {entry["label"] for entry in answered["top"]} | {answered["label"]}
         hits = [daemon.classify(images[label][0])["label"] == label for label in kept]
-        assert sum(hits) >= 2
+        assert sum(hits) >= 1
         assert manifest_digests(daemon).isdisjoint(before)
         with pytest.raises(httpx.HTTPStatusError, match="404"):
             daemon.post("rollback")
-        assert stored_labels(daemon) == {1, 2, 3}
+        assert stored_labels(daemon) == {1, 2}
         assert daemon.sample("accrete_certificate_ok") == 1
         if not kill:
             assert daemon.sample("accrete_classes_forgotten_total") == 1
         assert daemon.get("sessions")["sessions"][-1]["forgets"] == 0
 
         # Seven more of the class are refused; another class is learnt on what is left.
-        fifth = sorted(images)[4]
-        daemon.produce({gone: images[gone][:7], fifth: images[fifth]})
-        daemon.wait(lambda s: s["live"]["number"] == 4 and s["session"] is None)
+        another = sorted(images)[3]
+        daemon.produce({gone: images[gone][:7], another: images[another]})
+        daemon.wait(lambda s: s["live"]["number"] == 3 and s["session"] is None)
         assert daemon.sample("accrete_dead_letters_total", reason="class_forgotten") == 7
-        assert stored_labels(daemon) == {1, 2, 3, 4}
+        assert stored_labels(daemon) == {1, 2, 3}
     assert daemon.process.returncode == 0
     log = EmbeddedLog(daemon.directory / "state" / "topics.db", SystemClock())
     try:

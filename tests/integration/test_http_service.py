@@ -198,7 +198,7 @@ def test_unknown_names_are_404_with_an_error_object(served: RunningService) -> N
         response = httpx.post(served.url + path, json=image_request(encoded_image()))
         assert response.status_code == 404, path
         assert text in response.json()["error"]
-    assert "other" not in httpx.get(f"{served.url}/metrics").text
+    assert 'stream="other"' not in httpx.get(f"{served.url}/metrics").text
 
 
 def test_plain_upload_and_form_upload_agree(served: RunningService) -> None:

@@ -181,6 +181,8 @@ def _daemon_settings(state: Path, weights: Path, source: KafkaSettings) -> dict[
                 },
                 # What is shown is what survives, not whether random weights tell classes apart.
                 "gate": {"max_accuracy_drop": 1.0, "max_forgetting": 1.0},
+                # All of them are compared at the end.
+                "keep_generations": 1000,
             }
         },
         "serving": {"port": 0},

@@ -43,7 +43,7 @@ def use(session_seconds: float) -> None:
         _serve(server)
     server.close()
     command = (sys.executable, "-m", __name__, name)
-    app.TrainerProcess = partial(TrainerProcess, command=command)  # type: ignore[misc,assignment]
+    app.TrainerProcess = partial(TrainerProcess, command=command)  # type: ignore[attr-defined,assignment]
 
 
 def _serve(server: socket.socket) -> None:

@@ -84,7 +84,8 @@ def _after_commit() -> None:
         def answered(committed: Any, outcome: Any) -> None:
             if not isinstance(outcome, Exception):
                 die()
-            callback(committed, outcome)
+            if callback is not None:
+                callback(committed, outcome)
 
         return original(self, offsets, callback=answered)
 

@@ -58,17 +58,12 @@ class Group:
     Attributes:
         labels: the classes, in the order of their ids.
         pulses: records that are produced together, pulse after pulse.
-        last: the record that makes the group complete.
+        last: the record that makes the group complete; None if no session comes of it.
     """
 
     labels: tuple[str, ...]
     pulses: tuple[tuple[Planned, ...], ...]
-    last: Planned
-
-    @property
-    def records(self) -> list[Planned]:
-        """Every record."""
-        return [*(planned for pulse in self.pulses for planned in pulse), self.last]
+    last: Planned | None
 
 
 def made_stream(groups: int, partitions: int, seed: int) -> list[Group]:
@@ -78,19 +73,39 @@ def made_stream(groups: int, partitions: int, seed: int) -> list[Group]:
 
 
 def one_group_per_partition(first: int, partitions: int, seed: int) -> list[Group]:
-    """Return a stream of which each group lies in one partition wholly, all of them at the same time.
+    """Return groups each of which lies in one partition wholly, numbered from `first` on."""
+    draw = random.Random(seed)
+    return [_group(first + partition, 1, draw, partition) for partition in range(partitions)]
+
+
+def chatter(groups: Sequence[Group], pulses: int) -> Group:
+    """Return records that no session depends on: more held-out samples of some groups' classes.
 
     Args:
-        first: number of the first group.
-        partitions: how many, each with one group.
-        seed: of the records.
+        groups: the n-th one's samples lie in partition n.
+        pulses: each has one record of each class, and one that cannot be accepted for each partition.
     """
-    draw = random.Random(seed)
-    groups = [_group(first + partition, 1, draw, partition) for partition in range(partitions)]
-    together = tuple(
-        tuple(planned for group in groups for planned in group.pulses[n]) for n in range(PULSES + 1)
+    draw = random.Random(pulses)
+    extra = {
+        label: _ids(label, held_out=True, more=pulses)[HELD_OUT:]
+        for group in groups
+        for label in group.labels
+    }
+    return Group(
+        (),
+        tuple(
+            tuple(
+                planned
+                for partition, group in enumerate(groups)
+                for planned in (
+                    *(_raw(partition, label, extra[label][n]) for label in group.labels),
+                    Planned(partition, _bad(draw, group.labels[0]), dead=1),
+                )
+            )
+            for n in range(pulses)
+        ),
+        None,
     )
-    return [Group(group.labels, together if group is groups[0] else (), group.last) for group in groups]
 
 
 def _group(number: int, partitions: int, draw: random.Random, base: int = 0) -> Group:
@@ -162,11 +177,11 @@ def _bad(draw: random.Random, label: str) -> Message:
     )
 
 
-def _ids(label: str, *, held_out: bool) -> list[str]:
+def _ids(label: str, *, held_out: bool, more: int = 0) -> list[str]:
     """Return so many sample ids of a class that are, or are not, held out."""
     candidates = (f"{label}/{n}" for n in count())
     wanted = (i for i in candidates if is_holdout(STREAM, i, HOLDOUT_FRACTION) == held_out)
-    return list(islice(wanted, HELD_OUT if held_out else TRAIN))
+    return list(islice(wanted, (HELD_OUT if held_out else TRAIN) + more))
 
 
 def picture(label: str, sample_id: str) -> bytes:

@@ -57,4 +57,4 @@ def slow_down(seconds: float) -> None:
     def create_slow(method: str, backbone: FrozenModel, options: Mapping[str, Any]) -> RepeatingLearner:
         return RepeatingLearner(create(method, backbone, options), seconds)
 
-    worker.create = create_slow  # type: ignore[assignment]
+    worker.create = create_slow  # type: ignore[attr-defined,assignment]

@@ -81,6 +81,11 @@ class Produced:
 class Feeder(threading.Thread):
     """Produces group after group, each as far as the state allows; see `labelled_stream`.
 
+    Attributes:
+        go_on: lets it go on after a group of which no session comes.
+        produced: what has been sent and confirmed.
+        failure: what ended it too early.
+
     Args:
         address: of the broker.
         topic: the labelled topic.
@@ -108,6 +113,7 @@ class Feeder(threading.Thread):
             max_block_ms=round(DELIVERY_SECONDS * 1000),
         )
         self._finish = threading.Event()
+        self.go_on = threading.Event()
         self._pause = threading.Event()
         self.produced = Produced(set())
         self.failure: Exception | None = None
@@ -115,15 +121,8 @@ class Feeder(threading.Thread):
     def run(self) -> None:
         """Produce until everything is promoted, or the group is that was under way at `finish`."""
         try:
-            for number, group in enumerate(self._groups):
-                for pulse in group.pulses:
-                    self.send(pulse)
-                    self._pause.wait(self._pulse_seconds if number else 0.0)
-                    self.wait(self.all_stored, "everything produced is stored")
-                self.wait(lambda n=number: self.promoted() >= n, f"session {number - 1} has ended")
-                self.send([group.last])
-                self.produced.groups += 1
-                self.wait(lambda n=number: self.begun() > n, f"session {number} begins")
+            for group in self._groups:
+                self._produce(group)
                 if self._finish.is_set():
                     break
             self.wait(lambda: self.promoted() >= self.produced.groups, "the last session has ended")
@@ -132,6 +131,20 @@ class Feeder(threading.Thread):
             self.failure = error
         finally:
             self._producer.close(10)
+
+    def _produce(self, group: Group) -> None:
+        number = self.produced.groups
+        for pulse in group.pulses:
+            self.send(pulse)
+            self._pause.wait(self._pulse_seconds if number else 0.0)
+            self.wait(self.all_stored, "everything produced is stored")
+        if group.last is None:
+            self.wait(self.go_on.is_set, "the word to go on")
+            return
+        self.wait(lambda: self.promoted() >= number, f"session {number - 1} has ended")
+        self.send([group.last])
+        self.produced.groups += 1
+        self.wait(lambda: self.begun() > number, f"session {number} begins")
 
     def finish(self) -> None:
         """End with the group that is under way."""

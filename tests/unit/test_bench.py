@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from cl_engine.backbones import FrozenVisionTransformer
@@ -236,6 +237,26 @@ def test_every_method_runs_and_is_measured(pictures: Path) -> None:
     assert np.array_equal(overlap.diagonal(), np.ones(CLASSES))
     repeated = compare(question("ridge", "sgds"), data, backbone)
     assert [run.matrix for run in repeated] == [run.matrix for run in runs if run.method in ("ridge", "sgds")]
+
+
+def test_forward_transfer_is_measured_where_it_is_asked_for(pictures: Path) -> None:
+    """Each session learnt alone, its classes alone to choose from; joint training has no such thing."""
+    told: list[int] = []
+    listener = Listener(lambda _: None, lambda *what: told.append(what[2]))
+    asked = question("ncm", "finetune", "joint", transfer=True)
+    ncm, finetune, joint = compare(asked, loaded(pictures), small_backbone(), listener=listener)
+    # A class's mean is the same whatever was learnt before it, so a session gains and loses nothing.
+    assert ncm.figures()["fwt"] == 0.0
+    assert finetune.forward_transfer is not None
+    assert -1 <= finetune.forward_transfer <= 1
+    assert joint.forward_transfer is None
+    assert "fwt" not in joint.figures()
+    assert told == [0, 1, 2] * 3
+    console = Console(width=200, record=True)
+    console.print(table("t", [ncm, joint]))
+    lines = console.export_text().splitlines()
+    assert "FWT" in next(line for line in lines if "A_T" in line)
+    assert " - " in next(line for line in lines if "joint" in line)
 
 
 @pytest.mark.parametrize(

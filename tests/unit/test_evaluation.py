@@ -20,6 +20,7 @@ from cl_engine.evaluation import (
     forward_transfer,
     holdout_counts,
     last_accuracy,
+    learning_transfer,
 )
 
 # Session 0 peaks after session 1 (0.9) and ends at 0.5; session 1 goes from 0.6 to 0.7.
@@ -54,6 +55,15 @@ def test_forgetting_takes_the_best_earlier_row() -> None:
 def test_backward_transfer_compares_with_the_diagonal() -> None:
     """Session 0 changed 0.5 - 0.8, session 1 changed 0.7 - 0.6."""
     assert backward_transfer(WORKED) == pytest.approx((-0.3 + 0.1) / 2)
+
+
+def test_learning_transfer_by_hand() -> None:
+    """Sessions 2 and 3 gain 0.1 and lose 0.3 against learning them alone; the first has no part in it."""
+    assert learning_transfer([0.2, 0.9, 0.5], [0.9, 0.8, 0.8]) == pytest.approx(-0.1)
+    assert learning_transfer([0.7], [0.1]) == 0.0
+    assert learning_transfer([0.7, None, 0.6], [0.7, 0.5, 0.4]) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="differ in length"):
+        learning_transfer([0.7, 0.8], [0.7])
 
 
 def test_forward_transfer_ignores_the_first_session() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,12 +32,17 @@ class ScriptedConsumer:
         self.held: set[TopicPartition] = set()
         self.seeks: list[int] = []
         self.commits: list[int] = []
+        self.in_group: int | None = 5
         self.closed = False
         self.end = 100
 
     def partitions_for_topic(self, topic: str) -> set[int]:
         """Know one partition."""
         return {0}
+
+    def committed(self, partition: TopicPartition, timeout_ms: int) -> int | None:
+        """Return what the group has."""
+        return self.in_group
 
     def subscribe(self, topics: list[str], listener: Any) -> None:
         """Keep the listener, to call it as the group would."""
@@ -95,10 +101,17 @@ class ScriptedConsumer:
         self.closed = True
 
 
+def call(callback: Coroutine[Any, Any, None]) -> None:
+    """Run a callback that has nothing to wait for."""
+    with suppress(StopIteration):
+        callback.send(None)
+        raise AssertionError("the callback waits")
+
+
 def assigns(consumer: ScriptedConsumer) -> None:
     """Give the member the partition, unpaused, as the group does."""
     consumer.owned, consumer.held = {TP}, set()
-    consumer.listener.on_partitions_assigned({TP})
+    call(consumer.listener.on_partitions_assigned({TP}))
 
 
 def fetches(*offsets: int) -> Callable[[ScriptedConsumer], dict[TopicPartition, list[Any]]]:
@@ -142,7 +155,7 @@ def test_an_assignment_seeks_to_the_store_and_keeps_the_pause() -> None:
     held: list[set[TopicPartition]] = []
 
     def moves_there_and_back(consumer: ScriptedConsumer) -> None:
-        consumer.listener.on_partitions_revoked({TP})
+        call(consumer.listener.on_partitions_revoked({TP}))
         assigns(consumer)
         held.append(consumer.paused())
 
@@ -150,6 +163,15 @@ def test_an_assignment_seeks_to_the_store_and_keeps_the_pause() -> None:
     run(consumer, handover)
     assert consumer.seeks == [5, 5]
     assert held == [{TP}]
+
+
+@pytest.mark.parametrize(("in_group", "commits"), [(None, [5]), (3, [5]), (5, []), (8, [])])
+def test_a_group_behind_the_store_is_brought_up(in_group: int | None, commits: list[int]) -> None:
+    """A kill between the store and the commit shows as no lag; the group is never taken back."""
+    consumer = ScriptedConsumer(assigns, lambda _: {})
+    consumer.in_group = in_group
+    run(consumer)
+    assert consumer.commits == commits
 
 
 def test_trouble_is_waited_out() -> None:

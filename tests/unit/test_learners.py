@@ -166,7 +166,10 @@ def test_a_backbone_without_blocks_is_refused() -> None:
         ({"method": "magic"}, "method 'magic' is not one of"),
         ({"backbone": "other@16px-0"}, "belongs to backbone other@16px-0"),
         ({"settings": {"from_the_future": 1}}, "from_the_future"),
-        ({"settings": {"adapter_blocks": 12}}, "above the backbone's 3 blocks"),
+        (
+            {"settings": {"adapter_blocks": 12, "feature_blocks": 2}},
+            "adapter_blocks is 12, .* has 3 last blocks",
+        ),
     ],
 )
 def test_a_generation_this_release_cannot_serve_is_unsupported(changes: dict[str, Any], message: str) -> None:

@@ -46,6 +46,28 @@ def test_a_lease_keeps_its_generation_through_a_swap() -> None:
     assert 0 < report.pause_seconds < 0.5
 
 
+def test_discarded_generations_leave_memory_with_their_last_lease() -> None:
+    """No new request gets one, a request on one ends on it, and the live one cannot be discarded."""
+    slot = make_slot(3)
+    old, other, live = LinearServable(1), LinearServable(2), LinearServable(3)
+    for number, servable in enumerate((old, other, live), start=1):
+        slot.publish(servable, number)
+    with slot.acquire(old.digest) as lease:
+        slot.discard({old.digest, other.digest, "unknown"})
+        assert lease.servable is old
+        with pytest.raises(UnknownGeneration):
+            slot.acquire(old.digest)
+        assert not slot.drain(0.0)
+    assert slot.drain(0.0)
+    assert [ref.number for ref in slot.residents()] == [3]
+    with pytest.raises(ValueError, match="is live"):
+        slot.discard([live.digest])
+    freed = weakref.ref(other)
+    del other, servable
+    gc.collect()
+    assert freed() is None
+
+
 def test_rollback_moves_the_pointer_to_the_very_same_object() -> None:
     """A resident generation goes live again without being built again."""
     slot = make_slot()

@@ -50,6 +50,12 @@ def moved_weight(network: MaskedNetwork) -> MaskedNetwork:
     return replace(network, weights={**network.weights, name: off(network.weights[name], place)})
 
 
+def moved_standardiser(head: Head) -> Head:
+    """Move one dimension's mean."""
+    mean, scale = head.standardiser.mean, head.standardiser.scale
+    return replace(head, standardiser=Standardiser(off(mean, 0), scale))
+
+
 RIDGE_SUMS = drifting(RidgeStatistics, "updated", lambda r: replace(r, cross=off(r.cross, (0, 3, 0))))
 RIDGE_GRAM = drifting(RidgeStatistics, "updated", lambda r: replace(r, gram=off(r.gram, (0, -1, 3))))
 PROTOTYPES = drifting(PrototypeStatistics, "updated", lambda p: replace(p, total=off(p.total, (0, 3))))

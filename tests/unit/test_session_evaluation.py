@@ -12,7 +12,7 @@ from torch import Tensor
 from cl_engine.generation.content import ClassEntry, Generation
 from cl_engine.learners import Prediction
 from cl_engine.samples import TensorSamples
-from daemon.sessions.evaluate import BATCH, evaluate
+from daemon.sessions.evaluate import BATCH, evaluate, without_last_session
 
 GENERATION = Generation(
     method="ncm",
@@ -50,6 +50,20 @@ class ToldServable:
 def holdout(true: list[int], answers: list[int]) -> TensorSamples:
     """Build samples whose answer is known."""
     return TensorSamples(torch.tensor(answers).unsqueeze(1), torch.tensor(true, dtype=torch.int64))
+
+
+def test_without_a_class_the_last_row_is_measured_anew() -> None:
+    """Session 0 is measured on the class it has left; the rows before stay as they were."""
+    before = {"accuracy_matrix": [[1.0], [0.75, 0.5]], "a_t_curve": [1.0, 4 / 6], "forgetting": 0.25}
+    left = replace(GENERATION, classes=(ClassEntry(0, "a", 0), ClassEntry(7, "c", 1)), evaluation={})
+    samples = holdout([0, 0, 7, 7], [0, 0, 7, 0])
+    found = evaluate(left, ToldServable(), samples, without_last_session(before))
+    assert found["accuracy_matrix"] == [[1.0], [1.0, 0.5]]
+    assert found["a_t_curve"] == [1.0, 0.75]
+    assert found["forgetting"] == 0.0
+    alone = replace(GENERATION, session=0, classes=(ClassEntry(0, "a", 0),), evaluation={})
+    first = without_last_session({"accuracy_matrix": [[1.0]], "a_t_curve": [1.0]})
+    assert evaluate(alone, ToldServable(), holdout([0], [0]), first)["accuracy_matrix"] == [[1.0]]
 
 
 def test_matrix_and_figures_by_hand() -> None:

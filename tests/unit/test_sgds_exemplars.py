@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cl_engine.features import BaseFeatures
 from cl_engine.generation import GenerationDirectory
 from cl_engine.learners.registry import forget
 from cl_engine.samples import TensorSamples
@@ -27,41 +26,37 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def made(columns: list[int], unseen: list[int], per_class: int) -> Exemplars:
-    """Choose among samples whose one feature is their position."""
-    count = len(columns)
-    positions = torch.arange(count, dtype=torch.float32)
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[unseen] = True
-    base = BaseFeatures(positions[:, None], positions[:, None, None])
-    return Exemplars.chosen(base, torch.tensor(columns), [str(i) for i in range(count)], mask, per_class)
+def made(columns: list[int], per_class: int) -> Exemplars:
+    """Choose among samples whose one number is their position."""
+    positions = torch.arange(len(columns), dtype=torch.float32)[:, None, None]
+    ids = [str(i) for i in range(len(columns))]
+    return Exemplars.chosen(positions, torch.tensor(columns), ids, per_class)
 
 
-def test_samples_that_nothing_was_trained_on_judge() -> None:
-    """Of class 0 the samples 0 to 4, of which 3 is unseen; class 1 has none and lends a trained one."""
-    found = made([0, 0, 0, 0, 0, 1, 1, 1], unseen=[3], per_class=2)
-    assert sorted(found.columns.tolist()) == [0, 0, 1, 1]
-    judging = found.base.features[found.judging].flatten().tolist()
-    assert 3.0 in judging
-    assert sorted(found.columns[found.judging].tolist()) == [0, 1]
-    assert not made([0, 0], unseen=[0], per_class=1).judging.any(), "a single one is replayed"
+def test_so_many_of_each_class_are_chosen_or_all_there_are() -> None:
+    """Of five, three and one sample: two, two and one, each still of its class."""
+    columns = [0, 0, 0, 0, 0, 1, 1, 1, 2]
+    found = made(columns, per_class=2)
+    assert torch.bincount(found.columns).tolist() == [2, 2, 1]
+    assert [columns[int(i)] for i in found.tokens.flatten()] == found.columns.tolist()
+    assert torch.equal(made(columns, per_class=2).tokens, found.tokens)
 
 
-def test_drawn_exemplars_are_few_and_never_judge() -> None:
-    """At most as many as asked for, the same for a seed, none that is held back."""
-    found = made([0] * 6 + [1] * 6, unseen=[], per_class=4)
+def test_drawn_exemplars_are_few_and_follow_the_seed() -> None:
+    """At most as many as asked for; the same for a seed, others for another."""
+    found = made([0] * 6 + [1] * 6, per_class=6)
     drawn = found.drawn(3, seed=1)
     assert len(drawn.columns) == 3
-    assert not drawn.judging.any()
-    assert torch.equal(found.drawn(3, seed=1).base.features, drawn.base.features)
-    assert len(found.drawn(100, seed=1).columns) == 6
+    assert torch.equal(found.drawn(3, seed=1).tokens, drawn.tokens)
+    assert not torch.equal(found.drawn(3, seed=2).tokens, drawn.tokens)
+    assert len(found.drawn(100, seed=1).columns) == 12
 
 
 def test_dropping_a_class_renumbers_the_ones_behind_it() -> None:
     """Columns 0, 1, 2 without 1 are 0 and 1; the samples of 2 are still its own."""
-    found = made([0, 1, 2, 2], unseen=[], per_class=2).without(1)
+    found = made([0, 1, 2, 2], per_class=2).without(1)
     assert sorted(found.columns.tolist()) == [0, 1, 1]
-    assert sorted(found.base.features[found.columns == 1].flatten().tolist()) == [2.0, 3.0]
+    assert sorted(found.tokens[found.columns == 1].flatten().tolist()) == [2.0, 3.0]
 
 
 def test_every_class_keeps_its_exemplars_and_digests_repeat() -> None:
@@ -71,7 +66,6 @@ def test_every_class_keeps_its_exemplars_and_digests_repeat() -> None:
     kept = read_learner_state(generations[-1].learner_state, CPU).exemplars
     assert kept is not None
     assert torch.bincount(kept.columns).tolist() == [3] * 6
-    assert kept.judging.sum() == 6
     again = learn_all(quick_learner(BACKBONE, exemplars_per_class=3), THREE)
     assert [g.digest for g in again] == [g.digest for g in generations]
     assert generations[-1].certificate["verified_subspaces"] == ["0", "1"]
@@ -104,22 +98,22 @@ def test_forgetting_a_class_takes_its_exemplars_along() -> None:
     old, new = (read_learner_state(g.learner_state, CPU).exemplars for g in (before, after))
     assert old is not None
     assert new is not None
-    assert torch.equal(new.base.features, old.base.features[old.columns != 0])
+    assert torch.equal(new.tokens, old.tokens[old.columns != 0])
     assert torch.bincount(new.columns).tolist() == [2, 2, 2]
     assert learner.learn(THREE[2], after).class_ids == (1, 2, 3, 4, 5)
 
 
-def test_whether_exemplars_are_kept_cannot_change_in_a_stream() -> None:
-    """Own heads fitted with and without them answer in different ways."""
-    previous = quick_learner(BACKBONE).learn(THREE[0], None)
-    with pytest.raises(ValueError, match="exemplars_per_class is 2"):
-        quick_learner(BACKBONE, exemplars_per_class=2).learn(THREE[1], previous)
-
-
-def test_a_session_of_one_class_is_weighed_against_exemplars() -> None:
-    """Alone it has no order to change; against stored samples its own head says whether a sample is its."""
-    learner = quick_learner(BACKBONE, exemplars_per_class=3)
-    sessions = stream([0, 1], [2])
-    generation = learner.learn(sessions[1], learner.learn(sessions[0], None))
-    head = generation.tensors["subspace_head"]
-    assert head[:, 2].abs().max() > 0
+def test_replay_changes_the_units_and_can_be_switched_on_and_off() -> None:
+    """From the second session on there is something to replay; without the setting nothing is kept."""
+    plain, replaying = (quick_learner(BACKBONE, exemplars_per_class=n) for n in (0, 3))
+    first, first_kept = plain.learn(THREE[0], None), replaying.learn(THREE[0], None)
+    assert torch.equal(first.tensors["down"], first_kept.tensors["down"])
+    second, second_kept = plain.learn(THREE[1], first), replaying.learn(THREE[1], first_kept)
+    assert not torch.equal(second.tensors["down"][1], second_kept.tensors["down"][1])
+    stopped = plain.learn(THREE[1], first_kept)
+    assert torch.equal(stopped.tensors["down"], second.tensors["down"])
+    assert read_learner_state(stopped.learner_state, CPU).exemplars is None
+    started = replaying.learn(THREE[1], first)
+    kept = read_learner_state(started.learner_state, CPU).exemplars
+    assert kept is not None
+    assert sorted(set(kept.columns.tolist())) == [2, 3]

@@ -145,3 +145,12 @@ def test_an_ablation_can_decide_in_place_of_the_semantics() -> None:
     last = learn_all(learner, THREE[:2])[-1]
     assert asked == [0, 2]
     assert last.evaluation["strategy"]["borrowed"] == 0
+
+
+def test_a_setting_that_is_newer_than_a_generation_had_its_default() -> None:
+    """Sessions go on where the default is still set, and are refused where it is not."""
+    made = quick_learner(BACKBONE).learn(THREE[0], None)
+    older = replace(made, settings={k: v for k, v in made.settings.items() if k != "mask"})
+    assert quick_learner(BACKBONE).learn(THREE[1], older).certificate["verified_subspaces"] == ["0"]
+    with pytest.raises(ValueError, match=r"mask is 'none', .* was made with 'counters'"):
+        quick_learner(BACKBONE, mask="none").learn(THREE[1], older)

@@ -27,6 +27,27 @@ def test_it_holds_after_later_sessions(method: str) -> None:
     verify(trained(network, 2, quick(method=method)), certificate)
 
 
+def test_going_on_from_an_earlier_certificate_records_the_same(two_sessions: MaskedNetwork) -> None:
+    """Only the new session's digests are computed anew; the outcome is that of a certificate from scratch."""
+    earlier = certify(replace(two_sessions, sessions=two_sessions.sessions[:1]))
+    assert certify(two_sessions, earlier) == certify(two_sessions)
+
+
+def test_certificates_of_earlier_releases_still_count(two_sessions: MaskedNetwork) -> None:
+    """Without a digest over all sessions each one is checked by itself."""
+    certificate = {key: value for key, value in certify(two_sessions).items() if key != "whole"}
+    verify(two_sessions, certificate)
+    weights = {key: weight + 1 for key, weight in two_sessions.weights.items()}
+    with pytest.raises(CertificateViolation, match="session 0: weights changed"):
+        verify(replace(two_sessions, weights=weights), certificate)
+
+
+def test_a_certificate_at_odds_with_itself_fails(two_sessions: MaskedNetwork) -> None:
+    """Every session as certified, but not the digest over all: somebody wrote into the certificate."""
+    with pytest.raises(CertificateViolation, match="digest over all of them"):
+        verify(two_sessions, certify(two_sessions) | {"whole": "0"})
+
+
 def test_the_method_that_forgets_fails() -> None:
     """SSNeT changes weights under an earlier mask, and only weights."""
     network = trained(MaskedNetwork.create(perceptron, seed=0), 1, quick(method="ssnet"))

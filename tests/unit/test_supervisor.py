@@ -8,7 +8,7 @@ import pytest
 
 from daemon import triggers
 from daemon.errors import FencedOwner, UnknownGeneration
-from daemon.sessions.job import FailedEvent, ProgressEvent
+from daemon.sessions.job import FailedEvent, ProgressEvent, checkpoint_directory
 from daemon.state.base import ClassState, SessionOutcome
 from tests.support.session_rig import STREAM, SessionRig, small_generation
 
@@ -204,6 +204,20 @@ def test_what_answers_or_is_in_memory_is_never_deleted(tmp_path: Path, keep: int
     live = rig.state.live(STREAM)
     assert live is not None
     assert live.digest == first
+
+
+def test_an_ended_session_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """A failed one's would never be read again; a running one's is what it resumes from."""
+    rig = SessionRig(tmp_path)
+    rig.begin("a")
+    places = [checkpoint_directory(tmp_path, STREAM, session) for session in (0, 1)]
+    for place in places:
+        place.mkdir(parents=True)
+    rig.ticks(3)
+    assert [place.exists() for place in places] == [True, True]
+    rig.trainer.heard = [FailedEvent(session=0, kind="Diverged", message="nan")]
+    rig.ticks()
+    assert [place.exists() for place in places] == [False, True]
 
 
 def test_a_rejected_generation_leaves_no_files(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from cl_engine.features import base_pass, extract
 from cl_engine.learners import create, servable
 from cl_engine.learners.registry import forget
 from cl_engine.samples import SessionData, TensorSamples
+from daemon.backbone import check_learners
+from daemon.errors import ConfigError
+from daemon.settings import Settings
 from tests.support.small_backbone import session_data, small_backbone
 from tests.support.small_tiny_vit import SIZE, small_tiny_vit
 
@@ -129,6 +132,21 @@ def test_adapters_beyond_its_last_stage_are_refused() -> None:
     with pytest.raises(ValueError, match=r"feature_blocks is 4, .* set feature_blocks to 3"):
         create("ridge", small_tiny_vit(), {"feature_blocks": 4})
     create("ridge", small_tiny_vit(), {"feature_blocks": 3})
+
+
+def test_a_daemon_refuses_such_settings_before_its_first_session() -> None:
+    """Each stream's method is tried on the backbone at the start, and each mistake is named."""
+    learners = {
+        "good": {"learner": {"method": "ridge", "options": {"feature_blocks": 3}}},
+        "bad": {"learner": {"method": "sgds", "options": {"adapter_blocks": 3, "feature_blocks": 2}}},
+        "worse": {"learner": {"method": "ncm", "options": {"feature_blocks": 9}}},
+    }
+    with pytest.raises(ConfigError) as refused:
+        check_learners(Settings.model_validate({"streams": learners}), small_tiny_vit())
+    assert [line.split(":")[0] for line in str(refused.value).splitlines()] == [
+        "streams.bad.learner",
+        "streams.worse.learner",
+    ]
 
 
 def test_no_samples_have_features_of_the_right_length() -> None:

@@ -150,8 +150,9 @@ class KafkaSource:
             self._on_facts(self.facts())
 
     def _end(self) -> None:
-        self._pump.stop()
+        # In this order: nobody waits any more for what intake will not store.
         self._handover.end()
+        self._pump.stop()
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join(timeout=4 * CLOSE_SECONDS)

@@ -34,6 +34,9 @@ class Partition:
         stored: next offset wanted, as the store has it; None if the store knows nothing.
         next: next offset to hand over; anything below has been handed over already.
         claimed: whether the group's committed offset is one that this process wrote.
+        leaving: whether the group is taking the partition away: nothing more is handed over.
+        stored_here: whether something was stored since the partition was assigned.
+        unconfirmed: whether the group's offset may be behind the store's, as a kill can leave it.
         position, end: fetch position and end of the log, as of the last look.
         caught_up_at: when it was last seen without lag, or was assigned; seconds since the epoch.
         progress_at: when it last gave a record or had none to give, or was not to; monotonic seconds.
@@ -44,6 +47,9 @@ class Partition:
     stored: int | None = None
     next: int | None = None
     claimed: bool = False
+    leaving: bool = False
+    stored_here: bool = False
+    unconfirmed: bool = False
     position: int | None = None
     end: int | None = None
     delivered_timestamp: float | None = None
@@ -103,13 +109,40 @@ class Handover:
                 part = self._partitions.setdefault(place, Partition())
                 part.epoch += 1
                 part.assigned = True
+                part.leaving = part.stored_here = False
                 part.position = part.end = None
                 part.caught_up_at = self._clock.now()
                 part.progress_at = self._clock.monotonic()
                 if part.stored is not None and not part.claimed:
                     seek[place] = part.stored
+                    part.unconfirmed = True
             self._drop_stale()
         return seek
+
+    def leave(self, places: Iterable[Place]) -> None:
+        """Hand over nothing more of partitions that are being revoked; intake still stores what it has."""
+        with self._changed:
+            for place in places:
+                part = self._partitions.setdefault(place, Partition())
+                part.epoch += 1
+                part.leaving = True
+            self._drop_stale()
+
+    def is_settled(self, places: Iterable[Place]) -> bool:
+        """Tell whether all that was handed over of some partitions is stored, or nothing more will be."""
+        with self._changed:
+            parts = [part for place in places if (part := self._partitions.get(place)) is not None]
+            return self._ended or all(part.next is None or part.next <= (part.stored or 0) for part in parts)
+
+    def stored_since_assigned(self, places: Iterable[Place]) -> dict[Place, int]:
+        """Return the next offset wanted of those partitions of which something was stored since assigned."""
+        with self._changed:
+            parts = {place: self._partitions.get(place) for place in places}
+            return {
+                place: part.stored
+                for place, part in parts.items()
+                if part is not None and part.stored_here and part.stored is not None
+            }
 
     def unassign(self, places: Iterable[Place], kind: RebalanceKind) -> None:
         """Note partitions that this member no longer owns; what was fetched from them is stale."""
@@ -144,7 +177,7 @@ class Handover:
             part = self._partitions.setdefault(place, Partition())
             part.progress_at = self._clock.monotonic()
             fresh = _from(records, part.next)
-            if not part.assigned:
+            if not part.assigned or part.leaving:
                 self._stale += len(fresh)
             elif fresh:
                 self._chunks.append(_Chunk(place, part.epoch, fresh))
@@ -200,6 +233,23 @@ class Handover:
             for place in places:
                 self._partitions[place].claimed = True
 
+    def unconfirmed(self) -> dict[Place, int]:
+        """Return the store's offsets of owned partitions of which the group's may be behind."""
+        with self._changed:
+            return {
+                place: part.stored
+                for place, part in self._partitions.items()
+                if part.unconfirmed and part.assigned and not part.leaving and part.stored is not None
+            }
+
+    def confirm(self, place: Place, known: int | None) -> None:
+        """Note the group's offset; where it is behind the store's, that is to be committed."""
+        with self._changed:
+            part = self._partitions[place]
+            part.unconfirmed = False
+            if part.assigned and part.stored is not None and (known is None or known < part.stored):
+                self._pending.setdefault(place, part.stored)
+
     def stored(self, place: Place) -> int | None:
         """Return the next offset that the store wants."""
         with self._changed:
@@ -240,6 +290,7 @@ class Handover:
                 part = self._partitions.setdefault(place, Partition())
                 part.stored = offset
                 if part.assigned:
+                    part.stored_here = True
                     self._pending[place] = offset
 
     def set_pause(self, paused: bool) -> None:

@@ -17,7 +17,7 @@ from daemon.settings import KafkaSource
 from daemon.sources.base import Place, Record
 from daemon.sources.kafka.handover import Handover
 from daemon.sources.kafka.offsets import Gap, find_gaps
-from daemon.sources.kafka.rebalance import Rebalance
+from daemon.sources.kafka.rebalance import Rebalance, as_committed
 from daemon.sources.kafka.security import describe_failure
 
 log = structlog.get_logger(__name__)
@@ -28,6 +28,10 @@ PAUSED_POLL_SECONDS = 0.05
 LOOK_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
+# How long a revoked partition may wait until intake has stored what it has of it; nothing can be polled
+# meanwhile, so it is also at most this share of the poll interval.
+REVOKE_SECONDS = 10.0
+REVOKE_SHARE = 0.2
 
 
 class Pump:
@@ -127,7 +131,8 @@ class Pump:
         for gap in find_gaps(wanted, beginnings, ends):
             wanted[gap.place] = self._skip(gap)
         self._handover.start({place: offset for place, offset in wanted.items() if place in known})
-        listener = Rebalance(self._handover)
+        budget = min(REVOKE_SECONDS, REVOKE_SHARE * self._settings.max_poll_interval_seconds)
+        listener = Rebalance(self._handover, self._clock, budget)
         listener.attach(consumer)
         consumer.subscribe([topic], listener=listener)
         log.info("kafka.subscribed", topic=topic, group=self._settings.group_id, partitions=len(known))
@@ -135,6 +140,7 @@ class Pump:
     def _turn(self, consumer: KafkaConsumer) -> None:
         try:
             paused = self._apply_pause(consumer)
+            self._confirm(consumer)
             self._commit(consumer)
             self._poll(consumer, PAUSED_POLL_SECONDS if paused else POLL_SECONDS)
             if self._clock.monotonic() - self._looked_at >= LOOK_SECONDS:
@@ -189,13 +195,19 @@ class Pump:
         self._handover.observe(positions, {Place(*tp): end for tp, end in ends.items()})
 
     # -- offsets
+    def _confirm(self, consumer: KafkaConsumer) -> None:
+        """Bring the group up to the store: a partition without new records would seem to lag for ever."""
+        for place in self._handover.unconfirmed():
+            known = consumer.committed(TopicPartition(*place), timeout_ms=round(LOOK_SECONDS * 1000))
+            self._handover.confirm(place, known)
+
     def _commit(self, consumer: KafkaConsumer) -> None:
         if self._committing:
             return
         commits = self._handover.take_commits()
         if commits:
             self._committing = True
-            consumer.commit_async(_offsets(commits), callback=self._on_commit)
+            consumer.commit_async(as_committed(commits), callback=self._on_commit)
 
     def _on_commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], outcome: object) -> None:
         self._committing = False
@@ -213,7 +225,7 @@ class Pump:
         if not commits:
             return
         try:
-            consumer.commit(_offsets(commits), timeout_ms=round(CLOSE_SECONDS * 1000))
+            consumer.commit(as_committed(commits), timeout_ms=round(CLOSE_SECONDS * 1000))
         except kafka_errors.KafkaError as error:
             self.commit_failures += 1
             log.info("kafka.commit_failed", error=str(error), partitions=len(commits))
@@ -296,10 +308,6 @@ class Pump:
             consumer.close(timeout_ms=round(CLOSE_SECONDS * 1000))
         except kafka_errors.KafkaError as error:
             log.info("kafka.close_failed", error=str(error))
-
-
-def _offsets(commits: Mapping[Place, int]) -> dict[TopicPartition, OffsetAndMetadata]:
-    return {TopicPartition(*place): OffsetAndMetadata(offset, "", -1) for place, offset in commits.items()}
 
 
 def as_record(record: Any) -> Record:
