@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import signal
@@ -191,6 +192,10 @@ class Daemon:
         for requests in self.requests.values():
             requests.start()
         self.retention.start()
+        # What the start has built, torch's modules above all, stays: the collector need not walk through it
+        # again with every few thousand records.
+        gc.collect()
+        gc.freeze()
         log.info(
             "daemon.started",
             streams=sorted(settings.streams),

@@ -34,6 +34,7 @@ from cl_engine.shared_adapters import (
     FirstSessionSettings,
     SharedAdapters,
     adapted_base,
+    kept_from_adapters,
     train_shared_adapters,
 )
 
@@ -176,7 +177,7 @@ class AnalyticLearner(ABC):
             on_batch=lambda n: report(Progress("features", FEATURES_SHARE * n / total, {"samples": n})),
         )
         if previous is None:
-            adapters = self._adapters(base, columns, data.seed)
+            adapters = self._adapters(base, columns, ~kept_from_adapters(data.train.ids), data.seed)
         else:
             adapters = SharedAdapters.read(previous.tensors, self.backbone.device)
         features = adapted_base(self.backbone, base, self.settings.feature_blocks, adapters).features
@@ -244,11 +245,14 @@ class AnalyticLearner(ABC):
         base = self._extract(self.backbone, samples, blocks, self.continue_from, indices=indices)
         return adapted_base(self.backbone, base, blocks, adapters).features
 
-    def _adapters(self, base: BaseFeatures, columns: Tensor, seed: int) -> SharedAdapters | None:
+    def _adapters(
+        self, base: BaseFeatures, columns: Tensor, shown: Tensor, seed: int
+    ) -> SharedAdapters | None:
         """Train the first session's adapters; a single class gives them nothing to tell apart."""
-        if base.tokens is None or int(columns.max()) == 0:
+        if base.tokens is None or len(set(columns[shown].tolist())) < 2:
             return None
-        return train_shared_adapters(self.backbone, base.tokens, columns, self.settings, seed=seed)
+        tokens = base.tokens[shown.to(base.tokens.device)]
+        return train_shared_adapters(self.backbone, tokens, columns[shown], self.settings, seed=seed)
 
     def _start(
         self, previous: Generation | None, features: Tensor, adapters: SharedAdapters | None

@@ -23,6 +23,7 @@ from cl_engine.shared_adapters import (
     FirstSessionSettings,
     SharedAdapters,
     adapted_base,
+    kept_from_adapters,
     train_shared_adapters,
 )
 from tests.support.sgds_sessions import QUICK, stream
@@ -167,3 +168,11 @@ def test_a_loss_that_is_not_finite_names_the_setting() -> None:
     tokens = torch.full((8, 5, 16), torch.nan)
     with pytest.raises(Diverged, match="first_session_learning_rate"):
         train_shared_adapters(BACKBONE, tokens, torch.arange(8) % 2, settings, seed=0)
+
+
+def test_a_fifth_is_kept_from_the_adapters_whatever_the_order() -> None:
+    """By id alone: the same samples are kept in another session's company."""
+    ids = [f"sample-{i}" for i in range(2000)]
+    kept = kept_from_adapters(ids)
+    assert 0.17 < kept.double().mean() < 0.23
+    assert torch.equal(kept_from_adapters(ids[::-1]), kept.flip(0))
