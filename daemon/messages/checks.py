@@ -60,6 +60,12 @@ def _checked_label(label: str, max_length: int) -> str:
 _usual_label = lru_cache(maxsize=1024)(_checked_label)
 
 
+# From 2,048 bytes on hashlib lets other threads run while it hashes, and getting one's turn back costs more
+# than hashing a small image: at 1 GB/s 16 KiB take 16 us.
+_HELD_BYTES = 2047
+_HASHED_AT_ONCE = 16 << 10
+
+
 def checked_id(sample_id: str | None, label: str, payload: bytes) -> str:
     """Return the sample's id; the SHA-256 of label and payload if the producer gave none.
 
@@ -69,7 +75,12 @@ def checked_id(sample_id: str | None, label: str, payload: bytes) -> str:
     if sample_id is None:
         # A label has no NUL, so label and payload cannot run into each other.
         digest = hashlib.sha256(label.encode() + b"\0")
-        digest.update(payload)
+        if len(payload) > _HASHED_AT_ONCE:
+            digest.update(payload)
+        else:
+            view = memoryview(payload)
+            for start in range(0, len(view), _HELD_BYTES):
+                digest.update(view[start : start + _HELD_BYTES])
         return digest.hexdigest()
     if not sample_id.strip() or len(sample_id) > MAX_ID_LENGTH or _unprintable(sample_id) is not None:
         raise DeadLetter(

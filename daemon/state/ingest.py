@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -15,7 +16,7 @@ from daemon.state.payload_files import PayloadFiles, Span
 from daemon.state.schema import classes, offsets, samples, totals
 
 # Databases bound the parameters of one statement; SQLite's oldest bound is 999.
-_CHUNK = 500
+_CHUNK = 900
 
 # Classes in these states take no samples.
 REFUSED = (ClassState.FORGETTING.value, ClassState.FORGOTTEN.value)
@@ -142,7 +143,12 @@ def _insert(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     statement = insert(samples).compile(dialect=connection.dialect, column_keys=_COLUMNS)
     if statement.positional:
         assert statement.positiontup == list(_COLUMNS)
-        connection.exec_driver_sql(str(statement), list(rows))
+        before, values = str(statement).split(" VALUES ")
+        for piece in chunks(rows, _CHUNK // len(_COLUMNS)):
+            # A statement for many rows: the driver lets other threads run, and waits for its turn again, with
+            # every statement.
+            several = ", ".join([values] * len(piece))
+            connection.exec_driver_sql(f"{before} VALUES {several}", tuple(chain.from_iterable(piece)))
     else:
         connection.exec_driver_sql(str(statement), [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
 
