@@ -352,6 +352,8 @@ class Daemon:
         remove_address(self.settings.state_directory)
         self.topics.close()
         self.state.close()
+        # Or extension modules find their objects alive at the end of the process, and warn of leaks.
+        gc.unfreeze()
         log.info("daemon.stopped")
 
     def _catch_signals(self) -> None:

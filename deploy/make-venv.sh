@@ -56,11 +56,12 @@ create() {
     fi
 }
 
+# Compiled once here, or every process would compile torch anew where bytecode may not be written.
 install() {
     if has_uv; then
-        uv pip install --python "$venv/bin/python" --editable '.[dev]'
+        uv pip install --compile-bytecode --python "$venv/bin/python" --editable '.[dev]'
     elif "$venv/bin/python" -m pip install --quiet uv; then
-        "$venv/bin/python" -m uv pip install --python "$venv/bin/python" --editable '.[dev]'
+        "$venv/bin/python" -m uv pip install --compile-bytecode --python "$venv/bin/python" --editable '.[dev]'
     else
         echo "uv is not to be had: installing with pip, which takes longer" >&2
         "$venv/bin/python" -m pip install --editable '.[dev]'

@@ -169,7 +169,7 @@ class State(Protocol):
         ...
 
     def learnt_sample_ids(self, stream: str, class_id: int) -> Sequence[str]:
-        """List the class's training samples that promoted sessions have learnt, in arrival order."""
+        """List the class's training samples that promoted sessions have learnt, ordered by id."""
         ...
 
     def begin_forgetting(

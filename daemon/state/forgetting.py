@@ -50,7 +50,7 @@ def remember(connection: Connection, stream: str, class_id: int) -> None:
 
 
 def learnt_sample_ids(connection: Connection, stream: str, class_id: int) -> list[str]:
-    """Read the training samples of a class that promoted sessions have learnt, in arrival order."""
+    """Read the training samples of a class that promoted sessions have learnt, ordered by id."""
     promoted = select(sessions.c.id).where(
         sessions.c.stream == stream, sessions.c.outcome == SessionOutcome.PROMOTED.value
     )
@@ -63,7 +63,7 @@ def learnt_sample_ids(connection: Connection, stream: str, class_id: int) -> lis
                 samples.c.holdout == false(),
                 samples.c.session.in_(promoted),
             )
-            .order_by(samples.c.seq)
+            .order_by(samples.c.id)
         )
     )
 

@@ -74,7 +74,7 @@ QUICK = Plan(
     freezes=1,
     outage_seconds=3.0,
     freeze_seconds=4.0,
-    shared_session_seconds=8.0,
+    shared_session_seconds=20.0,
 )
 
 

@@ -19,7 +19,7 @@ PLAN = Plan(
     freezes=0,
     outage_seconds=0.0,
     freeze_seconds=0.0,
-    shared_session_seconds=6.0,
+    shared_session_seconds=20.0,
     steps=("after parse", "after store", "during a session", "during a swap, after the pointer moved"),
 )
 

@@ -299,7 +299,7 @@ def test_mean_spread_and_choice_by_hand() -> None:
     shown = table("t", runs)
     cells = [next(iter(column.cells)) for column in shown.columns]
     assert cells[:3] == ["ridge", "60.0±14.1", "80.0±7.1"]
-    assert cells[6:] == ["2.0", "2.0", "1"]
+    assert cells[5:] == ["-", "80.0±14.1", "2.0", "2.0", "1"]
     written = record(runs, {"data": "d"}, "accrete bench d")
     assert written["seeds"] == [1, 2]
     assert {"figures", "machine", "versions", "seeds", "command"} <= set(written)
