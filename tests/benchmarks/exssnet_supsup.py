@@ -75,7 +75,7 @@ class Measured:
 #   that later masks choose from shows late: 0.01 falls from 0.448 in the first five sessions to 0.252 in the
 #   last three; 0.003 and 0.001 hardly fall, and have 0.482 and 0.485 over all sessions at batches of 32.
 # - weight_share: 0.75 is worse (QuickDraw-345, 2 and 10 %).
-# - batch_size: half of the epochs must be enough for a mask. At 128, with 8 steps an epoch, 10 epochs in place
+# - batch_size: half of the epochs must do for a mask. At 128, with 8 steps an epoch, 10 epochs in place
 #   of 20 cost SupSup itself 7 points on QuickDraw-345 at 10 %; at 32 ExSSNeT is within 1.5 of it.
 SETTINGS: Mapping[str, Any] = {
     "allocation": "erdos_renyi",
