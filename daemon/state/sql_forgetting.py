@@ -30,7 +30,7 @@ class SqlForgetting(Transactions):
             forgetting.ask(connection, stream, class_id)
 
     def learnt_sample_ids(self, stream: str, class_id: int) -> Sequence[str]:
-        """List the class's training samples that promoted sessions have learnt, in arrival order."""
+        """List the class's training samples that promoted sessions have learnt, ordered by id."""
         with self._reader.begin() as connection:
             return forgetting.learnt_sample_ids(connection, stream, class_id)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from cl_engine.bench.data import BenchData, load_data
 from cl_engine.bench.feature_files import warm
 from cl_engine.bench.joint import JointSettings, train_jointly
 from cl_engine.bench.memory import PeakMemory
-from cl_engine.bench.report import best_on_holdout, record, summarise, table, write_plots
-from cl_engine.bench.run import MethodRun
+from cl_engine.bench.report import table
 from cl_engine.bench.stream import Stream, split_classes
 from cl_engine.cached_features import CachedExtract
 from cl_engine.errors import InputError
@@ -59,13 +57,6 @@ def question(*methods: str, **changes: object) -> Question:
     chosen = {name: value for name, value in options.items() if name in methods}
     return replace(
         Question(methods, seeds=(1,), feature_blocks=2, adapter_blocks=2, options=chosen), **changes
-    )
-
-
-def made_run(method: str, seed: int, last: Sequence[float], holdout: float) -> MethodRun:
-    """Make a run of two sessions."""
-    return MethodRun(
-        method, seed, [[1.0], list(last)], [10, 10], holdout, [1.0, 3.0], 2048.0, 2**20, None, ["a"]
     )
 
 
@@ -277,44 +268,6 @@ def test_a_wrong_question_is_refused(pictures: Path, changes: dict[str, object],
     with pytest.raises(ValueError, match=message):
         compare(replace(question("sgds"), **changes), loaded(pictures), backbone)
     assert backbone.seen == 0
-
-
-def test_mean_spread_and_choice_by_hand() -> None:
-    """A_T .5 and .7: mean .6, deviation .1414; the choice looks at the holdout and never takes joint."""
-    runs = [
-        made_run("ridge", 1, [0.4, 0.6], holdout=0.9),
-        made_run("ridge", 2, [0.6, 0.8], holdout=0.7),
-        made_run("ncm", 1, [1.0, 1.0], holdout=0.5),
-        made_run("joint", 1, [1.0, 1.0], holdout=1.0),
-    ]
-    summary = summarise(runs)
-    assert summary["ridge"]["a_t"] == pytest.approx({"mean": 0.6, "spread": 0.02**0.5})
-    assert summary["ridge"]["a_bar"]["mean"] == pytest.approx(0.8)
-    assert summary["ridge"]["forgetting"]["mean"] == pytest.approx(0.5)
-    assert summary["ridge"]["bwt"]["mean"] == pytest.approx(-0.5)
-    assert summary["ridge"]["session_seconds"] == {"mean": 2.0, "spread": 0.0}
-    assert summary["ncm"]["a_t"] == {"mean": 1.0, "spread": 0.0}
-    assert best_on_holdout(summary) == "ridge"
-    assert best_on_holdout(summarise(runs[3:])) is None
-    shown = table("t", runs)
-    cells = [next(iter(column.cells)) for column in shown.columns]
-    assert cells[:3] == ["ridge", "60.0±14.1", "80.0±7.1"]
-    assert cells[5:] == ["-", "80.0±14.1", "2.0", "2.0", "1"]
-    written = record(runs, {"data": "d"}, "accrete bench d")
-    assert written["seeds"] == [1, 2]
-    assert {"figures", "machine", "versions", "seeds", "command"} <= set(written)
-    assert json.loads(json.dumps(written))["runs"][0]["matrix"] == [[1.0], [0.4, 0.6]]
-
-
-def test_plots_are_written(tmp_path: Path) -> None:
-    """One of the curves, and one of the overlap where a method has class masks."""
-    runs = [made_run("ridge", seed, [0.5, 0.6], 0.5) for seed in (1, 2)]
-    runs.append(replace(runs[0], method="sgds", overlap=[[1.0, 0.2], [0.2, 1.0]], classes=["a", "b"]))
-    paths = write_plots(tmp_path / "plots", "title", runs)
-    assert [path.name for path in paths] == ["accuracy.png", "mask-overlap-sgds.png"]
-    for path in paths:
-        with Image.open(path) as picture:
-            assert np.asarray(picture.convert("L")).std() > 5
 
 
 def test_the_peak_is_that_of_the_block() -> None:

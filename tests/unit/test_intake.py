@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from daemon.backoff import Backoff
 from daemon.errors import FencedOwner, OffsetGap, SourceUnavailable
 from daemon.intake import Intake
 from daemon.messages.checks import PAYLOAD_TYPES
@@ -347,15 +346,6 @@ class TestPolling:
         assert intake.failed is None
         assert source.calls.count("poll paused") >= 5
         assert bench.state.counts("s").stored == 20
-
-    def test_backoff_doubles_with_jitter_up_to_its_longest(self) -> None:
-        """Each delay lies between half and all of its step; a success begins again."""
-        backoff = Backoff(random.Random(1), first=1.0, longest=4.0)
-        delays = [backoff.delay() for _ in range(5)]
-        for delay, step in zip(delays, (1.0, 2.0, 4.0, 4.0, 4.0), strict=True):
-            assert step / 2 <= delay <= step
-        backoff.reset()
-        assert backoff.delay() <= 1.0
 
 
 MESSAGES = st.one_of(

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from daemon.events.kinds import EventKind
+from daemon.messages.encode import Item, json_class_batch, structured_event
 from daemon.messages.json_schemas import SUFFIX, json_schemas, schema_text, shipped_schemas
+from tests.support.ingest import image
 from tests.unit.test_cli import accrete
 
 
@@ -44,3 +46,18 @@ def test_the_command_line_lists_and_prints_them(tmp_path: Path) -> None:
     unknown = accrete("schemas", "nothing")
     assert unknown.exit_code == 1
     assert "class-batch" in unknown.output
+
+
+def test_json_schemas_describe_what_the_encoders_make() -> None:
+    """The published schemas name the required fields and say that payloads are base64."""
+    schemas = json_schemas()
+    made = json.loads(json_class_batch("cat", "image/png", [Item(image(), "x")]).value or b"")
+    schema = schemas["class-batch.schema.json"]
+    assert set(schema["required"]) <= made.keys() <= schema["properties"].keys()
+    data = schema["$defs"]["ClassBatchSample"]["properties"]["data"]
+    assert (data["type"], data["contentEncoding"]) == ("string", "base64")
+    event_made = json.loads(
+        structured_event("cat", "image/png", image(), source="/", event_id="1").value or b""
+    )
+    event_schema = schemas["cloudevent.schema.json"]
+    assert set(event_schema["required"]) <= event_made.keys() <= event_schema["properties"].keys()

@@ -25,7 +25,6 @@ from daemon.messages.encode import (
     structured_event,
 )
 from daemon.messages.formats import CLASS_BATCH_ARROW, CLASS_BATCH_JSON, CLOUDEVENT_JSON
-from daemon.messages.json_schemas import json_schemas
 from daemon.messages.parse import ParsedRecord, parse_record
 from daemon.settings import LimitSettings
 from daemon.sources.base import Message, Place
@@ -396,23 +395,3 @@ class TestBadMessages:
         """Any bytes are a sample, a dead letter or a tombstone, and exactly one of them."""
         result = parsed(Message(value, headers=headers))
         assert len(result.samples) + len(result.dead) + result.tombstone == 1
-
-
-def test_json_schemas_describe_what_the_encoders_make() -> None:
-    """The published schemas name the required fields and say that payloads are base64."""
-    schemas = json_schemas()
-    made = json.loads(json_class_batch("cat", "image/png", [Item(PNG, "x")]).value or b"")
-    schema = schemas["class-batch.schema.json"]
-    assert set(schema["required"]) <= made.keys() <= schema["properties"].keys()
-    data = schema["$defs"]["ClassBatchSample"]["properties"]["data"]
-    assert (data["type"], data["contentEncoding"]) == ("string", "base64")
-    event_made = json.loads(structured_event("cat", "image/png", PNG, source="/", event_id="1").value or b"")
-    event_schema = schemas["cloudevent.schema.json"]
-    assert set(event_schema["required"]) <= event_made.keys() <= event_schema["properties"].keys()
-
-
-def test_an_empty_class_batch_is_a_mistake() -> None:
-    """The encoder refuses what the parser would."""
-    for build in (json_class_batch, arrow_class_batch):
-        with pytest.raises(ValueError, match="at least one sample"):
-            build("cat", "image/png", [])

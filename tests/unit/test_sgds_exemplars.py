@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from cl_engine.generation import GenerationDirectory
@@ -18,12 +17,6 @@ from tests.support.small_backbone import images, small_backbone
 BACKBONE = small_backbone()
 THREE = stream([0, 1], [2, 3], [4, 5])
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Small products are slower on several threads."""
-    torch.set_num_threads(1)
 
 
 def made(columns: list[int], per_class: int) -> Exemplars:

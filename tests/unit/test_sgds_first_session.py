@@ -46,12 +46,6 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Small products are slower on several threads."""
-    torch.set_num_threads(1)
-
-
 def taught(method: str, learner: Learner | None = None) -> list[Generation]:
     """Run the sessions; return every generation."""
     learner = learner or create(method, BACKBONE, OPTIONS[method])

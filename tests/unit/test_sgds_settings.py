@@ -20,12 +20,6 @@ BACKBONE = small_backbone()
 THREE = stream([0, 1], [2, 3], [4, 5])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Small products are slower on several threads."""
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize(
     "changes",
     [

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from daemon.errors import (
     DeadLetterReason,
@@ -32,7 +30,7 @@ from daemon.state.base import (
     SessionOutcome,
     StreamCounts,
 )
-from daemon.state.holdout import holdout_share, is_holdout
+from daemon.state.holdout import is_holdout
 from tests.support.manual_clock import ManualClock
 
 PLACE = Place("labelled", 0)
@@ -378,27 +376,3 @@ class TestOwnership:
             assert offset >= acknowledged
             assert (counts.stored, counts.dead_lettered) == (offset // 10 * 9, offset // 10)
             assert counts.duplicate == 0
-
-
-class TestHoldout:
-    @given(st.text(), st.text(), st.floats(0, 1), st.floats(0, 1))
-    def test_a_larger_fraction_only_adds(self, stream: str, sample_id: str, a: float, b: float) -> None:
-        """The share is fixed in [0, 1), so a sample held out at a fraction is at every larger one."""
-        share = holdout_share(stream, sample_id)
-        assert 0 <= share < 1
-        assert share == holdout_share(stream, sample_id)
-        low, high = sorted((a, b))
-        assert is_holdout(stream, sample_id, high) or not is_holdout(stream, sample_id, low)
-        assert not is_holdout(stream, sample_id, 0.0)
-        assert is_holdout(stream, sample_id, 1.0)
-
-    def test_the_fraction_is_met(self) -> None:
-        """Of many ids about the fraction is held out, and another stream holds out others."""
-        ids = [f"sample-{n}" for n in range(20_000)]
-        held = {i for i in ids if is_holdout("s", i, 0.2)}
-        assert abs(len(held) / len(ids) - 0.2) < 0.01
-        assert held != {i for i in ids if is_holdout("other", i, 0.2)}
-
-    def test_the_mapping_is_pinned(self) -> None:
-        """A change of the hash would train on what was held out before: SHA-256 of `s`, NUL, `a`."""
-        assert holdout_share("s", "a") == pytest.approx(0x4CFD2308CEB473 / 2**56, abs=1e-15)
