@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cl_engine.heads import RidgeStatistics, fit_ridge, leave_one_out
-from cl_engine.heads.ridge import STRENGTHS, fold_of, ridge_scores, with_intercept
+from cl_engine.heads.gaussian_error import gaussian_error
+from cl_engine.heads.ridge import STRENGTHS, TOLERATED, fold_of, ridge_scores, with_intercept
 
 CLASSES, DIMENSIONS = 3, 5
 
@@ -65,7 +67,7 @@ def test_what_is_taken_out_was_never_seen() -> None:
     assert torch.equal(state.count, never.count)
     torch.testing.assert_close(state.gram, never.gram, atol=1e-6, rtol=0)
     torch.testing.assert_close(state.solve(1.0), never.solve(1.0), atol=1e-6, rtol=0)
-    assert state.cross_validation_error(1.0) == pytest.approx(never.cross_validation_error(1.0), abs=1e-6)
+    assert state.cross_validation(1.0) == pytest.approx(never.cross_validation(1.0), abs=1e-6)
 
 
 def test_new_classes_get_columns_of_their_own() -> None:
@@ -104,7 +106,7 @@ def test_solving_changes_no_statistics() -> None:
 
 
 @pytest.mark.parametrize("strength", [0.1, 10.0])
-def test_the_cross_validation_error_needs_no_sample(strength: float) -> None:
+def test_the_squared_error_needs_no_sample(strength: float) -> None:
     """It equals predicting each fold with the other fold's weights, sample by sample."""
     features, columns, folds = drawn(30)
     state = gathered(features, columns, folds)
@@ -113,17 +115,60 @@ def test_the_cross_validation_error_needs_no_sample(strength: float) -> None:
         rows = folds == fold
         predicted = ridge_scores(features[rows].double(), state.solve(strength, 1 - fold))
         error += float((predicted - one_hot(columns)[rows]).square().sum())
-    assert state.cross_validation_error(strength) == pytest.approx(error / 30, rel=1e-9)
+    assert state.cross_validation(strength).squared == pytest.approx(error / 30, rel=1e-9)
+
+
+@pytest.mark.parametrize("distance", [0.5, 2.0, 4.0])
+def test_the_classification_error_is_that_of_normal_classes(distance: float) -> None:
+    """Two unit normal classes at a distance d, told apart half-way: Phi(-d / 2) of them are wrong."""
+    random = torch.Generator().manual_seed(1)
+    columns = torch.arange(2_000) % 2
+    features = torch.randn(2_000, 1, generator=random).double() + distance * columns[:, None]
+    folds = torch.zeros_like(columns)
+    state = RidgeStatistics.empty(1).updated(features, columns, folds, 2)
+    half_way = torch.tensor([[-1.0, 1.0], [distance / 2, -distance / 2]], dtype=torch.float64)
+    wrong = gaussian_error(half_way, state.gram[0], state.cross[0], state.count[0])
+    expected = NormalDist().cdf(-distance / 2)
+    # 20,000 draws and 2,000 samples: 4 standard errors.
+    assert wrong / 2_000 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2_000))
+
+
+def test_the_classification_error_foretells_new_samples() -> None:
+    """On new samples of normal classes, the head is wrong as often as its sums say."""
+    random = torch.Generator().manual_seed(2)
+    means = torch.randn(CLASSES, DIMENSIONS, generator=random)
+
+    def samples(count: int) -> tuple[Tensor, Tensor]:
+        columns = torch.arange(count) % CLASSES
+        return means[columns] + torch.randn(count, DIMENSIONS, generator=random), columns
+
+    features, columns = samples(3_000)
+    state = gathered(features, columns, torch.arange(3_000) // 1_500)
+    new, truth = samples(9_000)
+    wrong = (ridge_scores(new.double(), state.solve(10.0)).argmax(dim=1) != truth).double().mean()
+    assert state.cross_validation(10.0).classification == pytest.approx(float(wrong), abs=0.02)
+
+
+def test_a_class_without_samples_in_a_fold_is_not_judged() -> None:
+    """A class with samples in the other fold only is not judged, and a single class is never wrong."""
+    features, columns, folds = drawn(30)
+    folds[columns == 2] = 0
+    state = gathered(features, columns, folds)
+    judged = gaussian_error(state.solve(1.0, 0), state.gram[1], state.cross[1], state.count[1])
+    assert judged <= int((folds == 1).sum())
+    columns, folds = torch.zeros(30, dtype=torch.int64), torch.arange(30) % 2
+    alone = RidgeStatistics.empty(DIMENSIONS).updated(features, columns, folds, 1)
+    assert alone.cross_validation(1.0).classification == 0
 
 
 @pytest.mark.parametrize("start", [1e-2, 1e3, 1e7, 3.0])
 def test_the_chosen_strength_is_a_minimum(start: float) -> None:
-    """Neither neighbour is better, from wherever the climb starts."""
+    """No neighbour has less error than tolerated, and one that is a step up is no better."""
     state = gathered(*drawn(60))
-    chosen = state.choose_strength(start)
-    at = STRENGTHS.index(chosen)
-    errors = [state.cross_validation_error(s) for s in STRENGTHS[max(at - 1, 0) : at + 2]]
-    assert state.cross_validation_error(chosen) == min(errors)
+    at = STRENGTHS.index(state.choose_strength(start))
+    errors = [state.cross_validation(s).classification for s in STRENGTHS[max(at - 1, 0) : at + 3]]
+    chosen = errors[1] if at else errors[0]
+    assert chosen <= (1 + TOLERATED) * min(errors)
 
 
 def test_noise_is_penalised_and_signal_is_not() -> None:
