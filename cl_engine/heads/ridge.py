@@ -155,8 +155,8 @@ class RidgeStatistics:
         Where that is flat, the squared error decides. Then one half-decade down where it costs at most
         `TOLERATED` of the error: the folds are fitted on half of the samples, the head on all of them, which
         want less. On held-out samples of CIFAR-10 (56 px), 60 and 36 classes of QuickDraw-345, CLINC150 and
-        BANKING77 this is within 2 points of the best strength (in the median 0.3), and up to 3.4 points above the
-        strength of least squared error, which the many zeros of the one-hot targets draw to heavy shrinkage.
+        BANKING77 this is within 2 points of the best strength (in the median 0.3), and up to 3.4 points above
+        the strength of least squared error, which the many zeros of one-hot targets draw to heavy shrinkage.
         """
         at = min(range(len(STRENGTHS)), key=lambda i: abs(math.log(STRENGTHS[i] / start)))
         judged: dict[int, CrossValidation] = {}
