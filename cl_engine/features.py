@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cl_engine.backbones import BlockAdapter, BlockwiseBackbone
+from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.backbones.blockwise import feature_width
 from cl_engine.backbones.frozen import in_batches
 from cl_engine.samples import SampleSet
@@ -62,7 +62,6 @@ def base_pass(
     inputs: Tensor,
     feature_blocks: int,
     continue_from: int | None,
-    adapter: BlockAdapter | None = None,
 ) -> BaseFeatures:
     """Run the frozen network once.
 
@@ -71,19 +70,17 @@ def base_pass(
         inputs: as the backbone decodes them, (B, ...).
         feature_blocks: how many of the last blocks are summarised.
         continue_from: block whose input tokens are kept, None for none.
-        adapter: added from that block on; None leaves the network as it is.
     """
     first = backbone.depth - feature_blocks
     split = backbone.depth if continue_from is None else continue_from
     tokens = backbone.embed(inputs)
     kept = tokens
     summaries = []
-    for start, stop, added in ((0, split, None), (split, backbone.depth, adapter)):
-        for index, tokens in enumerate(backbone.advance(tokens, start, stop, added), start=start):  # noqa: B020
-            if index + 1 == split:
-                kept = tokens
-            if index >= first:
-                summaries.append(backbone.layer_features(tokens))
+    for index, tokens in enumerate(backbone.advance(tokens, 0, backbone.depth)):  # noqa: B020
+        if index + 1 == split:
+            kept = tokens
+        if index >= first:
+            summaries.append(backbone.layer_features(tokens))
     return BaseFeatures(torch.cat(summaries, dim=1), None if continue_from is None else kept)
 
 

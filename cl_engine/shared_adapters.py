@@ -23,7 +23,7 @@ from cl_engine.features import BaseFeatures
 
 MAX_GRADIENT_NORM = 1.0
 # Samples per step, and per batch where nothing is trained.
-BATCH_SIZE, BATCH = 32, 64
+TRAINING_BATCH, INFERENCE_BATCH = 32, 64
 KEPT_SHARE = 0.2
 PREFIX = "first_session."
 
@@ -46,6 +46,9 @@ class FirstSessionSettings(BaseModel):
     """Epochs they are trained for."""
     first_session_learning_rate: float = Field(default=1e-3, gt=0)
     """Peak rate of AdamW; cosine decay to zero."""
+    first_session_share: float = Field(default=0.5, gt=0, le=1)
+    """Weight of the adapted features in their mean with the frozen ones; 1 leaves the frozen ones out, and
+    saves half of the second pass over the adapted blocks."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +58,32 @@ class SharedAdapters:
     Attributes:
         down: float32 (L, r, d).
         up: float32 (L, d, r).
+        share: weight of the adapted features in their mean with the frozen ones, above 0 and at most 1.
     """
 
     down: Tensor
     up: Tensor
+    share: float = 1.0
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], device: torch.device) -> SharedAdapters | None:
         """Read them from a generation's tensors; None where its first session adapted nothing."""
         if f"{PREFIX}down" not in tensors:
             return None
-        return cls(tensors[f"{PREFIX}down"].to(device), tensors[f"{PREFIX}up"].to(device))
+        share = tensors.get(f"{PREFIX}share")
+        return cls(
+            tensors[f"{PREFIX}down"].to(device),
+            tensors[f"{PREFIX}up"].to(device),
+            1.0 if share is None else float(share),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
-        return {f"{PREFIX}down": self.down.cpu(), f"{PREFIX}up": self.up.cpu()}
+        return {
+            f"{PREFIX}down": self.down.cpu(),
+            f"{PREFIX}up": self.up.cpu(),
+            f"{PREFIX}share": torch.tensor([self.share], dtype=torch.float64),
+        }
 
     def adapter(self, backbone: BlockwiseBackbone) -> BlockAdapter:
         """Return what `BlockwiseBackbone.advance` calls from the first adapted block on."""
@@ -98,7 +112,7 @@ def kept_from_adapters(ids: Sequence[str]) -> Tensor:
 def adapted_base(
     backbone: BlockwiseBackbone, base: BaseFeatures, feature_blocks: int, adapters: SharedAdapters | None
 ) -> BaseFeatures:
-    """Return base features as they are under shared adapters; the tokens to continue from stay.
+    """Return the mean of frozen features and those under shared adapters; the tokens to continue from stay.
 
     Args:
         backbone: the frozen network.
@@ -115,12 +129,15 @@ def adapted_base(
     # Blocks in front of the first adapter come out as the frozen network has them.
     whole = feature_width(backbone, feature_blocks)
     adapted = feature_width(backbone, min(backbone.depth - first, feature_blocks))
-    frozen = base.features[:, -whole:][:, : whole - adapted]
+    features = base.features[:, -whole:]
+    untouched, frozen = features[:, : whole - adapted], features[:, whole - adapted :]
     parts = []
-    for tokens in torch.split(base.tokens, BATCH):
+    for tokens in torch.split(base.tokens, INFERENCE_BATCH):
         outputs = enumerate(backbone.advance(tokens, first, backbone.depth, adapter), start=first)
         parts.append(torch.cat([backbone.layer_features(t) for i, t in outputs if i >= wanted], dim=1))
-    return BaseFeatures(torch.cat([frozen, torch.cat(parts)], dim=1), base.tokens)
+    # Exact at a share of 1.
+    mean = torch.lerp(frozen, torch.cat(parts), adapters.share)
+    return BaseFeatures(torch.cat([untouched, mean], dim=1), base.tokens)
 
 
 def train_shared_adapters(
@@ -158,7 +175,7 @@ def train_shared_adapters(
     parameters = [adapters.down, adapters.up, head, bias]
     optimiser = torch.optim.AdamW(parameters, lr=settings.first_session_learning_rate)
     for epoch in range(settings.first_session_epochs):
-        batches = torch.split(torch.randperm(len(columns), generator=draw), BATCH_SIZE)
+        batches = torch.split(torch.randperm(len(columns), generator=draw), TRAINING_BATCH)
         for step, rows in enumerate(batches):
             done = (epoch + step / len(batches)) / settings.first_session_epochs
             for group in optimiser.param_groups:
@@ -177,4 +194,4 @@ def train_shared_adapters(
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
             optimiser.step()
-    return SharedAdapters(adapters.down.detach(), adapters.up.detach())
+    return SharedAdapters(adapters.down.detach(), adapters.up.detach(), settings.first_session_share)

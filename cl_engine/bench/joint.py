@@ -102,8 +102,8 @@ def train_jointly(
     """
     only_training = FineTuningSettings(**settings.model_dump(exclude={"feature_blocks"}))
     trained = FineTuningLearner(backbone, only_training, extract).learn(data, None)
-    adapters = SharedAdapters(*(trained.tensors[name].to(backbone.device) for name in ("down", "up")))
-    model = JointModel(backbone, settings, adapters, trained.class_ids)
+    down, up = (trained.tensors[name].to(backbone.device) for name in ("down", "up"))
+    model = JointModel(backbone, settings, SharedAdapters(down, up), trained.class_ids)
     first = backbone.depth - settings.adapter_blocks
     train, held = (
         extract(backbone, samples, settings.feature_blocks, first) for samples in (data.train, data.holdout)

@@ -335,17 +335,13 @@ class AnalyticServable:
     @torch.inference_mode()
     def predict(self, inputs: Tensor) -> Prediction:
         """Classify a batch of inputs (B, ...); see `Servable.predict`."""
-        adapters = self._head.adapters
-        adapter = None if adapters is None else adapters.adapter(self._backbone)
-        return self._answer(base_pass(self._backbone, inputs, self._blocks, self._continue_from, adapter))
+        return self.predict_from(base_pass(self._backbone, inputs, self._blocks, self._continue_from))
 
     @torch.inference_mode()
     def predict_from(self, base: BaseFeatures) -> Prediction:
         """Classify from the frozen pass alone, of at least this generation's blocks, the last ones last."""
-        return self._answer(adapted_base(self._backbone, base, self._blocks, self._head.adapters))
-
-    def _answer(self, base: BaseFeatures) -> Prediction:
         head = self._head
+        base = adapted_base(self._backbone, base, self._blocks, head.adapters)
         standard = head.standardiser(base.features[:, -len(head.standardiser.mean) :])
         scores = ridge_scores(self._lift(standard), head.weights)
         nearest = 1 - cosine_scores(standard, head.prototypes).max(dim=1).values

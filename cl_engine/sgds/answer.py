@@ -95,8 +95,7 @@ class AnswerNetwork:
 
     def base_features(self, inputs: Tensor) -> BaseFeatures:
         """Run the frozen network, with the first session's adapters, on a batch of inputs (B, ...)."""
-        blocks = self.settings.feature_blocks
-        return base_pass(self.backbone, inputs, blocks, self.first, self.shared_adapter)
+        return self.adapted(base_pass(self.backbone, inputs, self.settings.feature_blocks, self.first))
 
     def adapted(self, base: BaseFeatures) -> BaseFeatures:
         """Turn what the frozen network alone leaves behind into what `base_features` returns."""

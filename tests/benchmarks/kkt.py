@@ -57,19 +57,19 @@ class Size:
 QUICKDRAW = SplitStream("quickdraw345", 15, 12, train_per_class=70, test_per_class=30, width=0, size=28)
 # Few samples a class: with more, the session's own data soon tells all that an earlier session knows.
 FASHION = SplitStream(ROTATED, 10, 8, train_per_class=50, test_per_class=100, width=0, size=28)
-FULL = Size((QUICKDRAW, FASHION), budgets=(4, 8, 12, 16))
+FULL = Size((QUICKDRAW, FASHION), budgets=(8, 12, 16, 24, 32))
 QUICK = Size((replace(QUICKDRAW, sessions=3), replace(FASHION, sessions=3)), budgets=(4, 8))
 
 
 def settings(epochs: int, *, kkt: bool) -> SupermaskSettings:
-    """Return the settings of `exssnet_supsup` in smaller batches, with KKT on or off."""
+    """Return the settings of `exssnet_supsup`, with KKT on or off."""
     return SupermaskSettings(
         method="exssnet",
         density=0.1,
         allocation="erdos_renyi",
         epochs=epochs,
-        mask_lr=0.003,
-        weight_lr=0.01,
+        mask_lr=0.01,
+        weight_lr=0.003,
         batch_size=32,
         kkt="best" if kkt else "off",
     )

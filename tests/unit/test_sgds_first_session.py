@@ -74,13 +74,15 @@ def test_the_features_are_those_of_the_network_with_adapters() -> None:
     assert torch.equal(found.features[:, :32], base.features[:, :32])
     assert not torch.allclose(found.features[:, 32:], base.features[:, 32:], atol=1e-2)
     assert adapted_base(BACKBONE, base, 3, None) is base
+    half = adapted_base(BACKBONE, base, 3, SharedAdapters(down, up, share=0.5))
+    torch.testing.assert_close(half.features, (base.features + expected) / 2, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", list(OPTIONS))
 def test_adapters_are_trained_once_and_never_again(method: str) -> None:
     """Every later generation holds the first one's, bit for bit; another run gives the same digests."""
     made = taught(method)
-    for name in ("first_session.down", "first_session.up"):
+    for name in ("first_session.down", "first_session.up", "first_session.share"):
         assert made[0].tensors[name].abs().max() > 0
         assert all(torch.equal(g.tensors[name], made[0].tensors[name]) for g in made)
     assert [g.digest for g in taught(method)] == [g.digest for g in made]
