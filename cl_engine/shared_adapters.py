@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from cl_engine.backbones.blockwise import BlockAdapter, BlockwiseBackbone, feature_width
 from cl_engine.errors import Diverged
 from cl_engine.features import BaseFeatures
+from cl_engine.learning_rate import set_cosine_rate
 
 MAX_GRADIENT_NORM = 1.0
 # Samples per step, and per batch where nothing is trained.
@@ -178,9 +179,7 @@ def train_shared_adapters(
         batches = torch.split(torch.randperm(len(columns), generator=draw), TRAINING_BATCH)
         for step, rows in enumerate(batches):
             done = (epoch + step / len(batches)) / settings.first_session_epochs
-            for group in optimiser.param_groups:
-                rate = 0.5 * (1 + math.cos(math.pi * done))
-                group["lr"] = settings.first_session_learning_rate * rate
+            set_cosine_rate(optimiser, settings.first_session_learning_rate, done)
             output = backbone.last(tokens[rows.to(device)], first, adapters.adapter(backbone))
             logits = backbone.layer_features(output) @ head + bias
             loss = cross_entropy(logits, columns[rows].to(device))

@@ -21,6 +21,7 @@ from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
 from cl_engine.learners.base import Prediction, Progress, ProgressListener
 from cl_engine.learners.table import check_origin, check_unchanged, class_table
+from cl_engine.learning_rate import set_cosine_rate
 from cl_engine.samples import SessionData
 from cl_engine.shared_adapters import SharedAdapters
 
@@ -103,8 +104,7 @@ class FineTuningLearner:
             batches = torch.split(order, settings.batch_size)
             for step, rows in enumerate(batches):
                 done = (epoch + step / len(batches)) / settings.epochs
-                for group in optimiser.param_groups:
-                    group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+                set_cosine_rate(optimiser, settings.learning_rate, done)
                 loss = cross_entropy(logits(backbone, tokens[rows], first, weights), columns[rows])
                 if not math.isfinite(float(loss.detach())):
                     raise Diverged(

@@ -20,6 +20,7 @@ from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.backbones.blockwise import BlockAdapter
 from cl_engine.checkpoint import Checkpoint
 from cl_engine.errors import Diverged
+from cl_engine.learning_rate import set_cosine_rate
 from cl_engine.sgds.adapter import adapt
 from cl_engine.sgds.answer import first_adapted_block, mask_size
 from cl_engine.sgds.exploration import count_active, top_k_mask, z_scores
@@ -187,9 +188,8 @@ class UnitTrainer:
         self.epoch = int(checkpoint.facts["epoch"])
 
     def _step(self, rows: Tensor, classes: Tensor, masks: Tensor, step: int, steps: int) -> float:
-        for group in self.optimiser.param_groups:
-            done = (self.epoch + step / steps) / self.epochs
-            group["lr"] = self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        done = (self.epoch + step / steps) / self.epochs
+        set_cosine_rate(self.optimiser, self.settings.learning_rate, done)
         device = self.backbone.device
         features = self._forward(rows.to(self.data.tokens.device), masks.to(device), classes)
         cosines = normalize(features - self.centre, dim=1) @ normalize(self.classifier, dim=1).T

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cl_engine.errors import Diverged
+from cl_engine.learning_rate import set_cosine_rate
 from cl_engine.masks.exclusive import exclusive
 from cl_engine.supermask.capacity import admit
 from cl_engine.supermask.kkt import Transfer, borrowed_scores, transfer
@@ -268,9 +269,7 @@ class _Run:
             total_loss = torch.zeros((), dtype=torch.float64, device=device)
             right = torch.zeros((), dtype=torch.int64, device=device)
             for step, rows in enumerate(self._batches(phase, epoch, steps)):
-                progress = (epoch * steps + step) / (epochs * steps)
-                for group_ in optimiser.param_groups:
-                    group_["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
+                set_cosine_rate(optimiser, rate, (epoch * steps + step) / (epochs * steps))
                 batch, target = self.inputs[rows].to(device), self.labels[rows].to(device)
                 with autocast:
                     logits = call(architecture, effective() | self.norms, batch)
