@@ -38,7 +38,7 @@ from cl_engine.sgds.strategy import (
     with_decision,
 )
 from cl_engine.sgds.training import TrainedUnits, TrainingInput, UnitTrainer
-from cl_engine.shared_adapters import adapted_base
+from cl_engine.shared_adapters import adapted_base, kept_from_adapters
 
 # Share of a session's time, for the progress bar: the frozen pass, the two phases, the heads.
 FEATURES_SHARE, TRAINING_SHARE = 0.35, 0.55
@@ -64,9 +64,7 @@ class Session:
         column_of = {entry.id: column for column, entry in enumerate(table)}
         self.columns = torch.tensor([column_of[int(c)] for c in data.train.labels], dtype=torch.int64)
         self.new_columns = torch.tensor([column_of[c] for c in data.new_classes], dtype=torch.int64)
-        self.validation = torch.tensor(
-            [_is_validation(i, self.settings.validation_fraction) for i in data.train.ids], dtype=torch.bool
-        )
+        self.validation = kept_from_adapters(data.train.ids, settings.validation_fraction)
         if content is None:
             assert base.tokens is not None
             fitted = ~self.validation
@@ -75,7 +73,7 @@ class Session:
                 settings,
                 base.tokens[fitted.to(base.tokens.device)],
                 self.columns[fitted],
-                _session_seed(data.seed, data.session),
+                data.seed,
             )
         else:
             shared = content.shared
@@ -328,11 +326,6 @@ class Session:
         ):
             digest.update(part.encode() + b"\0")
         return digest.hexdigest()
-
-
-def _is_validation(sample_id: str, fraction: float) -> bool:
-    word = hashlib.sha256(b"validation\0" + sample_id.encode()).digest()[:8]
-    return int.from_bytes(word, "big") / 2**64 < fraction
 
 
 def _session_seed(seed: int, session: int) -> int:

@@ -121,6 +121,14 @@ def test_a_class_can_still_be_forgotten(method: str) -> None:
     assert torch.equal(after.tensors["first_session.up"], made.tensors["first_session.up"])
 
 
+def test_all_methods_stand_on_the_same_adapters() -> None:
+    """With the same settings and seed, so that a comparison of methods compares what they add."""
+    first = {method: create(method, BACKBONE, OPTIONS[method]).learn(SESSIONS[0], None) for method in OPTIONS}
+    for name in ("first_session.down", "first_session.up"):
+        assert torch.equal(first["ridge"].tensors[name], first["ranpac"].tensors[name])
+        assert torch.equal(first["ridge"].tensors[name], first["sgds"].tensors[name])
+
+
 def test_the_certificate_covers_what_is_under_the_units() -> None:
     """One number of the first session's adapters, and no session answers as it did."""
     one, two, _ = taught("sgds")
