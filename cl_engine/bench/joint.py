@@ -56,7 +56,8 @@ class JointModel:
     def nbytes(self) -> int:
         """Return the bytes of adapters, standardisation and head."""
         head = (self._standardiser.mean, self._standardiser.scale, self._weights)
-        return sum(t.numel() * t.element_size() for t in (*self._adapters.tensors().values(), *head))
+        adapters = (self._adapters.down, self._adapters.up)
+        return sum(t.numel() * t.element_size() for t in (*adapters, *head))
 
     def predict(self, base: BaseFeatures) -> Tensor:
         """Return class ids, int64 (B,)."""
