@@ -26,6 +26,10 @@ POLL_SECONDS = 0.25
 # Paused, the only work is to stay a member and to notice that intake has caught up.
 PAUSED_POLL_SECONDS = 0.05
 LOOK_SECONDS = 1.0
+# Without an assignment the consumer is joining its group. kafka-python throws a join away that is answered
+# while it waits for something else than its poll, and joins anew: with 0.4 s to the broker and a look every
+# second it hardly ever got in. Every 5 s, a look costs at most one join in ten.
+JOINING_LOOK_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
 # How long a revoked partition may wait until intake has stored what it has of it; nothing can be polled
@@ -42,7 +46,8 @@ class Pump:
         connect: makes the consumer; called in the pump's own thread.
         handover: where records go and commits come from.
         clock: time.
-        on_look: called about every second, after the log's ends were asked for, answered or not.
+        on_look: called after the log's ends were asked for, answered or not: about every second, less often
+            while the consumer joins its group.
     """
 
     def __init__(
@@ -143,7 +148,8 @@ class Pump:
             self._confirm(consumer)
             self._commit(consumer)
             self._poll(consumer, PAUSED_POLL_SECONDS if paused else POLL_SECONDS)
-            if self._clock.monotonic() - self._looked_at >= LOOK_SECONDS:
+            pause = LOOK_SECONDS if consumer.assignment() else JOINING_LOOK_SECONDS
+            if self._clock.monotonic() - self._looked_at >= pause:
                 try:
                     self._look(consumer)
                 finally:
