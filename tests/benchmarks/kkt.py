@@ -7,17 +7,19 @@ questions:
 The gain at the same epochs: accuracy after each epoch with and without KKT, the same schedule for both.
 
 The epochs saved: whole runs with fewer epochs a session, each with a schedule of its own, with KKT and,
-for comparison, without. The fewest epochs that reach what the run without KKT reaches in all of its epochs
-are chosen on held-out training samples; test samples only tell how good that choice is. For the mask phase
+for comparison, without. The fewest epochs that reach what the run without KKT reaches in all of its epochs,
+within a standard error over the seeds, are chosen on held-out training samples; test samples only tell how
+good that choice is. For the mask phase
 alone: after how many of its epochs, with KKT, the masks are as good as those without at its end.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean, pstdev
+from statistics import fmean, pstdev, stdev
 from typing import Any
 
 import structlog
@@ -199,22 +201,29 @@ def summary(
     def curve(kkt: bool) -> list[float]:
         return [fmean(epoch) for epoch in zip(*(run["test"] for run in runs(full, kkt)), strict=True)]
 
-    target = final(full, False, "held_out")
-    enough = [e for e in budgets if final(e, True, "held_out") >= target]
+    def as_good(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+        """Say whether accuracies of the same seeds are not lower by more than a standard error."""
+        missing = [t - o for o, t in zip(ours, theirs, strict=True)]
+        error = stdev(missing) / math.sqrt(len(missing)) if len(missing) > 1 else 0.0
+        return fmean(missing) <= error
+
+    def held_out(epochs: int, kkt: bool, epoch: int = -1) -> list[float]:
+        return [run["held_out"][epoch] for run in runs(epochs, kkt)]
+
+    enough = [e for e in budgets if as_good(held_out(e, True), held_out(full, False))]
+    control = [e for e in budgets if as_good(held_out(e, False), held_out(full, False))]
     gains = [
         100 * (ours["test"][-1] - theirs["test"][-1])
         for ours, theirs in zip(runs(full, True), runs(full, False), strict=True)
     ]
     # The schedule is the same for both, so the end of the mask phase is the same epoch.
     masks = settings(full, kkt=False).mask_epochs
-    searched = [fmean(epoch) for epoch in zip(*(run["held_out"] for run in runs(full, True)), strict=True)][
-        :masks
-    ]
-    mask_target = fmean(run["held_out"][masks - 1] for run in runs(full, False))
-    mask_epochs = next((e for e, accuracy in enumerate(searched, 1) if accuracy >= mask_target), None)
+    searched = held_out(full, False, masks - 1)
+    mask_epochs = next((e + 1 for e in range(masks) if as_good(held_out(full, True, e), searched)), None)
     borrowed = [choice for run in runs(full, True) for choice in run["borrowed"][1:]]
     figures: dict[str, Figure] = {
         "epochs_to_match_ratio": enough[0] / full if enough else "not reached",
+        "epochs_to_match_without_ratio": control[0] / full,
         "mask_epochs_to_match_ratio": "not reached" if mask_epochs is None else mask_epochs / masks,
         "gain_points": fmean(gains),
         "gain_points_spread": pstdev(gains),
