@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -55,13 +56,14 @@ def store(
     if fresh:
         # Before the rows are written: what a row refers to is always there.
         spans = payloads.append([sample.payload for sample in fresh.values()])
-        _insert(
-            connection,
-            [
-                _row(stream, sample, class_ids[sample.label], span, fraction, now)
-                for sample, span in zip(fresh.values(), spans, strict=True)
-            ],
-        )
+        rows = [
+            _row(stream, sample, class_ids[sample.label], span, fraction, now)
+            for sample, span in zip(fresh.values(), spans, strict=True)
+        ]
+        # Neighbours in the index of ids one after another: in order of arrival, each would be searched for
+        # from the root, and its page looked up again.
+        rows.sort(key=_ID)
+        _insert(connection, rows)
     _add_totals(connection, stream, len(fresh), len(arrived) - len(fresh), dead_lettered)
     for place, offset in next_offsets.items():
         move_offset(connection, stream, place, offset)
@@ -133,6 +135,7 @@ _COLUMNS = (
     "start",
     "length",
 )
+_ID = itemgetter(_COLUMNS.index("id"))
 
 
 def _insert(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:

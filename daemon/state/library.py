@@ -111,7 +111,7 @@ def holdout_sample_ids(
                     samples.c.session.is_(None),
                     samples.c.class_id == class_id,
                 )
-                .order_by(samples.c.arrived_at, samples.c.seq)
+                .order_by(samples.c.arrived_at, samples.c.partition, samples.c.offset, samples.c.position)
                 .limit(limit_per_class)
             )
         )

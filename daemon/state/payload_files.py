@@ -18,6 +18,8 @@ from daemon.errors import StateError
 
 # Files of a size that a backup or a person handles; one is begun after this many bytes.
 FILE_BYTES = 256 * 2**20
+# What one call may write: IOV_MAX of Linux.
+_MAX_BUFFERS = 1024
 
 
 class Span(NamedTuple):
@@ -61,9 +63,8 @@ class PayloadFiles:
             for payload in payloads:
                 spans.append(Span(self._number, start, len(payload)))
                 start += len(payload)
-            rest = memoryview(b"".join(payloads))
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            for first in range(0, len(payloads), _MAX_BUFFERS):
+                _write_all(descriptor, payloads[first : first + _MAX_BUFFERS])
             os.fdatasync(descriptor)
             return spans
 
@@ -142,3 +143,13 @@ class PayloadFiles:
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:08}.bin"
+
+
+def _write_all(descriptor: int, buffers: Sequence[bytes]) -> None:
+    """Write from where the buffers lie: copying them together first costs as much as the write."""
+    written, total = os.writev(descriptor, buffers), sum(map(len, buffers))
+    if written < total:
+        # A signal came in between, or the disk is all but full.
+        rest = memoryview(b"".join(buffers))[written:]
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,15 @@ def test_a_missing_or_cut_file_is_told(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(StateError, match="payload file is missing"):
         files.read(spans)
+
+
+def test_a_write_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal may end a call in the middle of a payload; the next payloads follow it all the same."""
+    whole = os.writev
+    monkeypatch.setattr(os, "writev", lambda descriptor, buffers: whole(descriptor, [b"".join(buffers)[:4]]))
+    files = PayloadFiles(tmp_path)
+    spans = files.append([b"abc", b"def"])
+    monkeypatch.undo()
+    spans += files.append([b"g" * n for n in range(1, 1500)])
+    assert files.read(spans) == [b"abc", b"def", *(b"g" * n for n in range(1, 1500))]
+    files.close()

@@ -192,6 +192,13 @@ class TestBuffersAndSessions:
             state.close()
         assert listed[0] == listed[1]
 
+    def test_the_earliest_holdout_samples_are_the_logs_first(self, tmp_path: Path) -> None:
+        """Of one transaction by offset, whatever the order in which their rows were written."""
+        state = opened(tmp_path, fraction=1.0)
+        state.store("s", [sample("z", "cat", 0), sample("m", "cat", 1), sample("a", "cat", 2)], [], {})
+        assert state.holdout_sample_ids("s", [0], 2) == ["m", "z"]
+        state.close()
+
     def test_a_running_sessions_samples_are_still_unlearnt(self, state: SqlState) -> None:
         """Until it is promoted nothing has been learnt; what arrives meanwhile is not its own."""
         state.store("s", samples("cat", 20), [], {})
