@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-import zlib
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -27,10 +27,13 @@ DEFAULT_MAX_PIXELS = 64_000_000
 
 # PNG (ISO/IEC 15948): the signature, and the first chunk, IHDR, with 13 bytes of content.
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-# Before a chunk's content lie its length and its name, after it lies its CRC.
-_PNG_CHUNK = struct.Struct(">I4s")
+# IHDR's content begins with width and height. Between the contents of two chunks lie the CRC of the one, and
+# the length and the name of the next.
 _PNG_SIZE = struct.Struct(">II")
-_CRC = struct.Struct(">I")
+_PNG_BETWEEN = struct.Struct(">II4s")
+_PNG_SIZE_AT, _PNG_IHDR_NAME_AT, _PNG_IHDR_END = 16, 12, 29
+# A chunk's CRC is of its name and content; IEND has no content.
+_PNG_END = b"IEND\xaeB`\x82"
 # JPEG (ITU-T T.81, table B.1): start and end of the image, start of a scan, and the frames of the Huffman
 # modes that everybody writes: baseline, extended, progressive.
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -68,18 +71,23 @@ def looks_whole(payload: bytes, content_type: str, max_pixels: int = DEFAULT_MAX
 def _png_looks_whole(payload: bytes, max_pixels: int) -> bool:
     if not payload.startswith(_PNG_START):
         return False
-    width, height = _PNG_SIZE.unpack_from(payload, len(_PNG_START))
-    view, at, pixels_seen = memoryview(payload), 8, False
+    width, height = _PNG_SIZE.unpack_from(payload, _PNG_SIZE_AT)
+    view, name_at, end, pixels_seen = memoryview(payload), _PNG_IHDR_NAME_AT, _PNG_IHDR_END, False
     while True:
-        length, name = _PNG_CHUNK.unpack_from(payload, at)
-        end = at + _PNG_CHUNK.size + length
-        # The CRC covers name and content.
-        if zlib.crc32(view[at + 4 : end]) != _CRC.unpack_from(payload, end)[0]:
+        crc, length, name = _PNG_BETWEEN.unpack_from(payload, end)
+        if crc32(view[name_at:end]) != crc:
             return False
-        if name == b"IEND":
-            return pixels_seen and 0 < width * height <= max_pixels
-        pixels_seen |= name == b"IDAT"
-        at = end + _CRC.size
+        name_at = end + 8
+        if name == b"IDAT":
+            pixels_seen = True
+        elif name == b"IEND":
+            return (
+                pixels_seen
+                and length == 0
+                and 0 < width * height <= max_pixels
+                and payload.startswith(_PNG_END, name_at)
+            )
+        end = name_at + 4 + length
 
 
 def _jpeg_looks_whole(payload: bytes, max_pixels: int) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ class Intake:
         clock: Clock,
         limits: LimitSettings,
         default_content_type: str | None,
-        content_types: Collection[str],
+        content_types: frozenset[str],
         on_stored: Callable[[StoreResult], None],
         random_source: random.Random | None = None,
     ) -> None:

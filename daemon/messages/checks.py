@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 
 from cl_engine.errors import InputError
@@ -17,6 +17,8 @@ MAX_ID_LENGTH = 512
 PAYLOAD_TYPES = frozenset({*IMAGE_FORMATS, TEXT})
 # Control characters, halves of surrogate pairs, line and paragraph separators: nothing a person can read.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+# Longer texts are not remembered, so that the memory is bounded.
+_USUAL_LENGTH = 128
 # Long enough to recognise a value in a log line, short enough for a header.
 _SHOWN = 40
 
@@ -92,7 +94,7 @@ def checked_id(sample_id: str | None, label: str, payload: bytes) -> str:
 
 
 def checked_content_type(
-    content_type: str | None, default: str | None, accepted: Collection[str] = PAYLOAD_TYPES
+    content_type: str | None, default: str | None, accepted: frozenset[str] = PAYLOAD_TYPES
 ) -> str:
     """Return the media type of a payload that a stream can take.
 
@@ -104,6 +106,12 @@ def checked_content_type(
     Raises:
         DeadLetter: missing without a default, of no accepted type, or a text that is not UTF-8.
     """
+    if content_type is not None and len(content_type) > _USUAL_LENGTH:
+        return _checked_content_type(content_type, default, accepted)
+    return _usual_content_type(content_type, default, accepted)
+
+
+def _checked_content_type(content_type: str | None, default: str | None, accepted: frozenset[str]) -> str:
     given = content_type if content_type and content_type.strip() else default
     if given is None:
         raise DeadLetter(
@@ -123,6 +131,10 @@ def checked_content_type(
             DeadLetterReason.BAD_CONTENT_TYPE, f"the text's charset is {shown(charset)}: send UTF-8"
         )
     return kind
+
+
+# A stream has few content types and many samples.
+_usual_content_type = lru_cache(maxsize=256)(_checked_content_type)
 
 
 def check_payload(payload: bytes, content_type: str, max_pixels: int, max_text_bytes: int) -> None:

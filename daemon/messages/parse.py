@@ -9,9 +9,11 @@ that the same sample sent twice counts once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import chain
+from typing import NamedTuple
 
 from daemon.errors import DeadLetter, DeadLetterReason
 from daemon.messages import checks, json_batch
@@ -31,11 +33,13 @@ from daemon.messages.formats import (
     media_type,
 )
 from daemon.settings import LimitSettings
-from daemon.sources.base import Record
+from daemon.sources.base import Place, Record
 from daemon.state.base import DeadSample, NewSample
 
 # The content type that a message names, or None, to the media type of the payload; may raise `DeadLetter`.
 _ContentTypeOf = Callable[[str | None], str]
+_EVENT_ID = f"{CLOUDEVENT_HEADER_PREFIX}id"
+_USUAL_HEADER_BYTES = 512
 _HEADERS = frozenset({LABEL, CONTENT_TYPE, ID, SCHEMA_VERSION_HEADER, CRITICAL})
 _EVENT_ATTRIBUTES = frozenset(
     {f"{CLOUDEVENT_HEADER_PREFIX}{name}" for name in ("specversion", "id", "source", "type", "label")}
@@ -58,9 +62,8 @@ class Rejected:
     headers: Mapping[str, bytes]
 
 
-@dataclass(frozen=True)
-class ParsedRecord:
-    """What one record holds: samples, dead letters, or neither (a tombstone)."""
+class ParsedRecord(NamedTuple):
+    """What one record holds: samples, dead letters, or neither (a tombstone); a tuple, as `Record`."""
 
     record: Record
     samples: tuple[NewSample, ...] = ()
@@ -74,7 +77,7 @@ def parse_record(
     default_content_type: str | None,
     on_sample: Callable[[], None] = lambda: None,
     *,
-    accepted: Collection[str] = checks.PAYLOAD_TYPES,
+    accepted: frozenset[str] = checks.PAYLOAD_TYPES,
 ) -> ParsedRecord:
     """Read and check a record completely; whatever is wrong with it becomes a dead letter.
 
@@ -87,67 +90,68 @@ def parse_record(
         on_sample: called before each sample is decoded, which may take long for a class batch.
         accepted: media types of payloads that the stream's backbone can decode.
     """
-    content_type_of = partial(checks.checked_content_type, default=default_content_type, accepted=accepted)
     if record.value is None:
         return ParsedRecord(record, tombstone=True)
+    content_type_of = _content_type_of(default_content_type, accepted)
+    place = record.place
     try:
-        items = _items(record.value, _headers(record), limits, content_type_of)
+        items = _items(record.value, _envelope(record.headers), limits, content_type_of)
+        if isinstance(items, Candidate):
+            on_sample()
+            return ParsedRecord(record, (_sample(items, record, place, 0, limits, content_type_of),))
     except DeadLetter as error:
         return _whole(record, error)
     samples: list[NewSample] = []
     dead: list[Rejected] = []
-    for position, item in enumerate(items.candidates):
+    for position, item in enumerate(items):
         on_sample()
         try:
-            samples.append(_sample(item, record, position, limits, content_type_of))
+            samples.append(_sample(item, record, place, position, limits, content_type_of))
         except DeadLetter as error:
-            if not items.batch:
-                return _whole(record, error)
             dead.append(_single(record, position, error, item))
     return ParsedRecord(record, tuple(samples), tuple(dead))
 
 
-@dataclass(frozen=True)
-class _Items:
-    candidates: Iterator[Candidate | Unreadable]
-    batch: bool
+@lru_cache(maxsize=64)
+def _content_type_of(default: str | None, accepted: frozenset[str]) -> _ContentTypeOf:
+    return partial(checks.checked_content_type, default=default, accepted=accepted)
+
+
+class _Envelope(NamedTuple):
+    """A record's headers, the media type that they give its value, and whether it is a binary CloudEvent."""
+
+    headers: Mapping[str, str]
+    kind: str
+    event: bool
+
+
+# One sample, or those of a class batch.
+_Items = Candidate | Iterator[Candidate | Unreadable]
 
 
 def _items(
-    value: bytes, headers: Mapping[str, str], limits: LimitSettings, content_type_of: _ContentTypeOf
+    value: bytes, envelope: _Envelope, limits: LimitSettings, content_type_of: _ContentTypeOf
 ) -> _Items:
+    headers, kind, event = envelope
     if len(value) > limits.max_message_bytes:
         raise DeadLetter(
             DeadLetterReason.TOO_LARGE,
             f"the message has {len(value)} bytes, the limit is {limits.max_message_bytes}: "
             "send smaller ones or raise limits.max_message_bytes",
         )
-    version = headers.get(SCHEMA_VERSION_HEADER, str(SCHEMA_VERSION))
-    if version != str(SCHEMA_VERSION):
-        raise DeadLetter(
-            DeadLetterReason.UNKNOWN_SCHEMA,
-            f"the header {SCHEMA_VERSION_HEADER} is {checks.shown(version)}, "
-            f"this release reads {SCHEMA_VERSION}: update the daemon",
-        )
-    event = f"{CLOUDEVENT_HEADER_PREFIX}specversion" in headers
-    understood = _HEADERS | _EVENT_ATTRIBUTES if event else _HEADERS
-    if CRITICAL in headers:
-        checks.check_critical(headers[CRITICAL].split(","), understood)
-    kind = media_type(headers.get(CONTENT_TYPE, ""))
     if kind == CLASS_BATCH_JSON:
         return _json_batch(value, limits, content_type_of)
     if kind == CLASS_BATCH_ARROW:
         return _arrow_batch(value, limits, content_type_of)
     if kind == CLOUDEVENT_JSON:
-        return _Items(iter((json_batch.read_cloudevent(value),)), batch=False)
+        return json_batch.read_cloudevent(value)
     if kind.startswith(CLOUDEVENT_PREFIX):
         raise DeadLetter(
             DeadLetterReason.BAD_CONTENT_TYPE,
             f"the content type {checks.shown(kind)} is not supported: send CloudEvents as {CLOUDEVENT_JSON} "
             "or in binary mode",
         )
-    candidate = _binary_event(value, headers) if event else _raw(value, headers)
-    return _Items(iter((candidate,)), batch=False)
+    return _binary_event(value, headers) if event else _raw(value, headers)
 
 
 def _raw(value: bytes, headers: Mapping[str, str]) -> Candidate:
@@ -182,7 +186,7 @@ def _json_batch(value: bytes, limits: LimitSettings, content_type_of: _ContentTy
         )
     checks.checked_label(envelope.label, limits.max_label_length)
     content_type_of(envelope.content_type)
-    return _Items(json_batch.read_samples(envelope), batch=True)
+    return json_batch.read_samples(envelope)
 
 
 def _arrow_batch(value: bytes, limits: LimitSettings, content_type_of: _ContentTypeOf) -> _Items:
@@ -194,12 +198,13 @@ def _arrow_batch(value: bytes, limits: LimitSettings, content_type_of: _ContentT
         checks.checked_label(batch.label, limits.max_label_length)
     if batch.content_type is not None:
         content_type_of(batch.content_type)
-    return _Items(batch.samples(), batch=True)
+    return batch.samples()
 
 
 def _sample(
     item: Candidate | Unreadable,
     record: Record,
+    place: Place,
     position: int,
     limits: LimitSettings,
     content_type_of: _ContentTypeOf,
@@ -210,20 +215,51 @@ def _sample(
     content_type = content_type_of(item.content_type)
     checks.check_payload(item.payload, content_type, limits.max_image_pixels, limits.max_text_bytes)
     return NewSample(
-        id=checks.checked_id(item.id, label, item.payload),
-        label=label,
-        content_type=content_type,
-        payload=item.payload,
-        place=record.place,
-        offset=record.offset,
-        position=position,
-        timestamp=record.timestamp,
+        checks.checked_id(item.id, label, item.payload),
+        label,
+        content_type,
+        item.payload,
+        place,
+        record.offset,
+        position,
+        record.timestamp,
     )
 
 
-def _headers(record: Record) -> dict[str, str]:
+def _envelope(headers: Mapping[str, bytes]) -> _Envelope:
+    """Read the headers; those without an id come again and again, and are remembered if they are short."""
+    if (
+        ID in headers
+        or _EVENT_ID in headers
+        or sum(map(len, chain(headers, headers.values()))) > _USUAL_HEADER_BYTES
+    ):
+        return _read_headers(tuple(headers.items()))
+    return _usual_headers(tuple(headers.items()))
+
+
+def _read_headers(items: tuple[tuple[str, bytes], ...]) -> _Envelope:
+    headers = _decoded(items)
+    version = headers.get(SCHEMA_VERSION_HEADER, str(SCHEMA_VERSION))
+    if version != str(SCHEMA_VERSION):
+        raise DeadLetter(
+            DeadLetterReason.UNKNOWN_SCHEMA,
+            f"the header {SCHEMA_VERSION_HEADER} is {checks.shown(version)}, "
+            f"this release reads {SCHEMA_VERSION}: update the daemon",
+        )
+    event = f"{CLOUDEVENT_HEADER_PREFIX}specversion" in headers
+    understood = _HEADERS | _EVENT_ATTRIBUTES if event else _HEADERS
+    if CRITICAL in headers:
+        checks.check_critical(headers[CRITICAL].split(","), understood)
+    return _Envelope(headers, media_type(headers.get(CONTENT_TYPE, "")), event)
+
+
+# Half a megabyte at most.
+_usual_headers = lru_cache(maxsize=1024)(_read_headers)
+
+
+def _decoded(items: tuple[tuple[str, bytes], ...]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for name, value in record.headers.items():
+    for name, value in items:
         key = name.lower()
         try:
             headers[key] = value.decode("utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from daemon.errors import DeadLetterReason
 from daemon.messages.formats import CONTENT_TYPE, ID, LABEL
@@ -25,8 +24,7 @@ def _refused(item: ParsedRecord, labels: Collection[str]) -> ParsedRecord:
     unwanted = [sample for sample in item.samples if sample.label in labels]
     if not unwanted:
         return item
-    return replace(
-        item,
+    return item._replace(
         samples=tuple(sample for sample in item.samples if sample.label not in labels),
         dead=(*item.dead, *(_rejected(item, sample) for sample in unwanted)),
     )

@@ -149,7 +149,7 @@ class TestGoodMessages:
     ) -> None:
         """An image is no use to a stream of texts, nor a text to one of images."""
         limits = LimitSettings()
-        (rejected,) = parse_record(record(message, offset=9), limits, None, accepted=accepted).dead
+        (rejected,) = parse_record(record(message, offset=9), limits, None, accepted=frozenset(accepted)).dead
         assert rejected.dead.reason is DeadLetterReason.BAD_CONTENT_TYPE
         assert remedy in rejected.dead.message
 
@@ -353,9 +353,10 @@ class TestBadMessages:
         assert [s.label for s in again.samples] == ["cat"]
 
     def test_a_bad_row_of_an_arrow_batch_is_dead_alone(self) -> None:
-        """A null, a damaged image and a row without label leave the rest as it is."""
+        """A null (its bytes are none), a damaged image and a row without label leave the rest as it is."""
+        full = pa.array([PNG, PNG, b"no image", PNG], pa.binary())
         columns = {
-            "data": pa.array([PNG, None, b"no image", PNG], pa.binary()),
+            "data": pa.Array.from_buffers(full.type, 4, [pa.py_buffer(b"\x0d"), *full.buffers()[1:]]),
             "label": pa.array(["cat", "cat", "cat", None]),
         }
         result = parsed(arrow_message(columns, {"content_type": "image/png"}))
