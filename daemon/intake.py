@@ -6,7 +6,8 @@ the process anywhere and the next start reads again from the state's offsets; id
 make the repetition harmless.
 
 A transaction mostly waits for the disk, so it runs in a second thread while this one polls and parses
-what comes next. There is one at a time: the next begins when the previous one's outcome is known.
+what comes next. There is one at a time: the next begins when the previous one's outcome is known, and takes
+in all that has been parsed meanwhile, so that a slow disk has fewer transactions to wait for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import groupby
 
 import structlog
 
@@ -35,9 +37,11 @@ log = structlog.get_logger(__name__)
 
 # The group expels a silent consumer; half of "every second" leaves room for the store's transaction.
 _POLL_SECONDS = 0.5
-# Records of one transaction: a commit waits for the disk however few they are. A Kafka source ends a poll
-# earlier, by bytes.
+# Records of one poll. A Kafka source ends it earlier, by bytes.
 _MAX_RECORDS = 2000
+# Beyond either, what is parsed waits for the transaction under way, and nothing is polled.
+_HELD_RECORDS = 4000
+_HELD_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Intake:
         self._paused = False
         self._last_poll = clock.monotonic()
         self._storing: _Storing | None = None
+        self._parsed: list[ParsedRecord] = []
+        self._parsed_bytes = 0
         self._store_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"store-{stream}")
         self._thread = threading.Thread(target=self._run, name=f"intake-{stream}", daemon=True)
         self._log = log.bind(stream=stream)
@@ -123,7 +129,7 @@ class Intake:
             self._start_source()
             while not self._stop.is_set():
                 self._step()
-            self._settle()
+            self._drain()
         except Exception as error:  # noqa: BLE001 - whatever it is, going on could skip a record
             self.failed = error
             self._metrics.source_up.labels(self._stream).set(0)
@@ -150,26 +156,37 @@ class Intake:
             # With a transaction under way only what is there already, so that its outcome waits for nothing.
             records = self._poll(0.0 if self._storing else _POLL_SECONDS)
         except SourceUnavailable as error:
-            self._settle()
+            self._drain()
             self._lost("poll", error)
             self._rest(self._backoff.delay())
             return
         self._found()
-        parsed = [self._parse(record) for record in records]
-        self._settle()
+        for record in records:
+            self._parsed.append(self._parse(record))
+            self._parsed_bytes += len(record.value or b"")
+        held = len(self._parsed) >= _HELD_RECORDS or self._parsed_bytes >= _HELD_BYTES
+        if not records or held or self._storing is None or self._storing.outcome.done():
+            self._settle()
+            self._take_in_parsed()
+        self._observe_lag()
+
+    def _take_in_parsed(self) -> None:
+        parsed, self._parsed, self._parsed_bytes = self._parsed, [], 0
         if parsed:
             self._take_in(parsed)
-        self._observe_lag()
+
+    def _drain(self) -> None:
+        """Store all that has been taken from the source."""
+        self._settle()
+        self._take_in_parsed()
+        self._settle()
 
     def _take_in(self, parsed: Sequence[ParsedRecord]) -> None:
         """Make the dead letters durable and begin the transaction."""
         parsed = without_labels(parsed, self._state.refused_labels(self._stream))
         if not self._send_dead_letters(parsed):
             return
-        next_offsets: dict[Place, int] = {}
-        for item in parsed:
-            place = item.record.place
-            next_offsets[place] = max(next_offsets.get(place, 0), item.record.offset + 1)
+        next_offsets = _next_offsets(parsed)
         samples = [sample for item in parsed for sample in item.samples]
         dead = [rejected.dead for item in parsed for rejected in item.dead]
         outcome = self._store_thread.submit(self._state.store, self._stream, samples, dead, next_offsets)
@@ -320,3 +337,13 @@ class Intake:
             self._source.close()
         except Exception as error:  # noqa: BLE001 - the thread ends anyway, and everything is stored
             self._log.warning("intake.close_failed", error=str(error))
+
+
+def _next_offsets(parsed: Sequence[ParsedRecord]) -> dict[Place, int]:
+    """Return the next offset wanted of each partition that the records are of."""
+    next_offsets: dict[Place, int] = {}
+    for _, run in groupby(parsed, key=lambda item: (item.record.topic, item.record.partition)):
+        # They ascend; where a later run begins lower, the log is another one, and its offsets count.
+        *_, last = run
+        next_offsets[last.record.place] = last.record.offset + 1
+    return next_offsets

@@ -21,20 +21,31 @@ def record_outcomes(
         parsed: the records in the order in which their samples were stored.
         result: what the store said.
     """
-    seen = set(result.duplicate_ids)
-    records: Counter[str] = Counter()
-    samples: Counter[str] = Counter()
-    for item in parsed:
-        fresh = 0
-        for sample in item.samples:
-            # Of an id that arrives twice in one transaction the first is stored.
-            fresh += sample.id not in seen
-            seen.add(sample.id)
-        samples["stored"] += fresh
-        samples["duplicate"] += len(item.samples) - fresh
-        samples["dead_lettered"] += len(item.dead)
-        records[_outcome(item, fresh)] += 1
-    return records, samples
+    good = sum(len(item.samples) for item in parsed)
+    if good == result.stored:
+        # Nothing came twice, as nearly always: no id need be looked at.
+        fresh = [len(item.samples) for item in parsed]
+    else:
+        seen = set(result.duplicate_ids)
+        fresh = [_fresh(item, seen) for item in parsed]
+    stored = sum(fresh)
+    return (
+        Counter(map(_outcome, parsed, fresh)),
+        {
+            "stored": stored,
+            "duplicate": good - stored,
+            "dead_lettered": sum(len(item.dead) for item in parsed),
+        },
+    )
+
+
+def _fresh(item: ParsedRecord, seen: set[str]) -> int:
+    """Count the samples that are not seen yet; of an id that comes twice the first is stored."""
+    fresh = 0
+    for sample in item.samples:
+        fresh += sample.id not in seen
+        seen.add(sample.id)
+    return fresh
 
 
 def _outcome(item: ParsedRecord, fresh: int) -> str:

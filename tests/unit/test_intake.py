@@ -2,79 +2,24 @@
 
 from __future__ import annotations
 
-import random
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from daemon.errors import FencedOwner, OffsetGap, SourceUnavailable
-from daemon.intake import Intake
-from daemon.messages.checks import PAYLOAD_TYPES
-from daemon.messages.encode import Item, json_class_batch, raw_message
-from daemon.metrics import RECORD_OUTCOMES, SAMPLE_OUTCOMES, Metrics
-from daemon.settings import LimitSettings
-from daemon.sources.base import Message, Place, Record, Sink, Source
+from daemon.messages.encode import Item, json_class_batch
+from daemon.sources.base import Message, Place, Record
 from daemon.sources.embedded import EmbeddedLog, EmbeddedSink, EmbeddedSource
 from daemon.state import SqlState
 from daemon.state.base import Decision, StoreResult
-from tests.support.ingest import TOPIC, FlakySink, ScriptedSource, broken_pixels, image, record
+from tests.support.ingest import TOPIC, FlakySink, ScriptedSource, image, record
+from tests.support.intake_bench import Workbench, good, log_of
 from tests.support.manual_clock import ManualClock
 
 PLACE = Place(TOPIC, 0)
-
-
-class Workbench:
-    """An intake with a real state and everything else scripted."""
-
-    def __init__(self, directory: Path) -> None:
-        self.clock = ManualClock()
-        self.state = SqlState.open(directory, holdout_fraction={"s": 0.2}, clock=self.clock)
-        self.metrics = Metrics(CollectorRegistry())
-        self.stored: list[StoreResult] = []
-        self.on_stored: Callable[[StoreResult], None] = self.stored.append
-
-    def intake(self, source: Source, sink: Sink) -> Intake:
-        """Build an intake that has not started."""
-        return Intake(
-            "s",
-            source=source,
-            sink=sink,
-            state=self.state,
-            metrics=self.metrics,
-            clock=self.clock,
-            limits=LimitSettings(max_message_bytes=10_000),
-            content_types=PAYLOAD_TYPES,
-            default_content_type=None,
-            on_stored=self.on_stored,
-            random_source=random.Random(3),
-        )
-
-    def run(self, source: ScriptedSource, sink: Sink | None = None) -> Intake:
-        """Run an intake until the source's script ends, or it fails."""
-        intake = self.intake(source, sink or FlakySink())
-        source.at_end = intake.stop
-        intake.start()
-        assert intake.join(30)
-        return intake
-
-    def value(self, name: str, **labels: str) -> float:
-        """Read a metric of the stream."""
-        found = self.metrics.registry.get_sample_value(name, {"stream": "s"} | labels)
-        return 0.0 if found is None else found
-
-    def records(self) -> dict[str, float]:
-        """Read the record counters."""
-        return {o: self.value("accrete_records_consumed_total", outcome=o) for o in RECORD_OUTCOMES}
-
-    def samples(self) -> dict[str, float]:
-        """Read the sample counters."""
-        return {o: self.value("accrete_samples_total", outcome=o) for o in SAMPLE_OUTCOMES}
 
 
 @pytest.fixture
@@ -85,17 +30,7 @@ def bench(tmp_path: Path) -> Iterator[Workbench]:
     bench.state.close()
 
 
-def good(n: int) -> Message:
-    """Build a good message, different for each number."""
-    return raw_message("cat", "image/png", Item(image(n)))
-
-
 BAD = Message(b"no image", key=b"k", headers={"label": b"cat", "content-type": b"image/png"})
-
-
-def log_of(messages: Sequence[Message]) -> list[Record]:
-    """Lay messages into one partition."""
-    return [record(message, offset) for offset, message in enumerate(messages)]
 
 
 class TestHandOver:
@@ -260,53 +195,6 @@ class TestFailures:
         intake = bench.run(ScriptedSource([[record(good(0), 0)], [record(good(1), 1)]]))
         assert intake.failed is None
         assert bench.state.counts("s").stored == 2
-
-
-class TestOverlap:
-    def test_the_next_poll_is_parsed_while_a_transaction_runs(
-        self, bench: Workbench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The disk and the processor work at the same time; the outcomes keep their order."""
-        polled_again, overlapped = threading.Event(), []
-
-        class NotingSource(ScriptedSource):
-            def poll(self, timeout: float, max_records: int) -> Sequence[Record]:
-                if len(self.script) == 1:
-                    polled_again.set()
-                return super().poll(timeout, max_records)
-
-        store = bench.state.store
-
-        def slow_store(*arguments: Any) -> StoreResult:
-            overlapped.append(polled_again.wait(10))
-            return store(*arguments)
-
-        monkeypatch.setattr(bench.state, "store", slow_store)
-        source = NotingSource([[record(good(0), 0)], [record(good(1), 1)]])
-        intake = bench.run(source)
-        assert (intake.failed, overlapped) == (None, [True, True])
-        assert source.commits == [{PLACE: 1}, {PLACE: 2}]
-
-    def test_a_stop_waits_for_the_transaction_under_way(self, bench: Workbench) -> None:
-        """What is being stored is committed and counted before the source is closed."""
-
-        class LastSource(ScriptedSource):
-            def poll(self, timeout: float, max_records: int) -> Sequence[Record]:
-                intake.stop()
-                return super().poll(timeout, max_records)
-
-        source = LastSource([log_of([good(0)])])
-        intake = bench.intake(source, FlakySink())
-        intake.start()
-        assert intake.join(30)
-        assert source.commits == [{PLACE: 1}]
-        assert bench.samples()["stored"] == 1
-
-    def test_an_image_that_is_whole_but_for_its_pixels_is_left_to_the_session(self, bench: Workbench) -> None:
-        """Only a decode could tell, and that is what intake saves."""
-        source = ScriptedSource([log_of([raw_message("cat", "image/png", Item(broken_pixels()))])])
-        bench.run(source)
-        assert bench.samples() == {"stored": 1, "duplicate": 0, "dead_lettered": 0}
 
 
 class TestPolling:
