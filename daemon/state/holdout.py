@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+from daemon.state.digest import sample_digest
 
 _BITS = 53  # A double holds so many bits exactly, so that the share is below 1 for every hash.
 
 
-def holdout_share(stream: str, sample_id: str) -> float:
-    """Map a sample to a fixed number, uniform in [0, 1), by the hash of its stream and id."""
-    digest = hashlib.sha256(f"{stream}\0{sample_id}".encode()).digest()
+def holdout_share(digest: bytes) -> float:
+    """Map a sample, by its digest, to a fixed number that is uniform in [0, 1)."""
     return (int.from_bytes(digest[:8], "big") >> (64 - _BITS)) / float(1 << _BITS)
 
 
@@ -19,4 +18,4 @@ def is_holdout(stream: str, sample_id: str, fraction: float) -> bool:
     A redelivered sample gets the same answer on every machine, and raising the fraction only adds
     samples to the holdout.
     """
-    return holdout_share(stream, sample_id) < fraction
+    return holdout_share(sample_digest(stream, sample_id)) < fraction

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from daemon.errors import LabelForgotten
 from daemon.sources.base import Place
 from daemon.state.base import ClassState, NewSample, StoreResult, StreamCounts
-from daemon.state.holdout import is_holdout
+from daemon.state.digest import digests
+from daemon.state.holdout import holdout_share
 from daemon.state.payload_files import PayloadFiles, Span
 from daemon.state.schema import classes, offsets, samples, totals
 
@@ -47,29 +48,33 @@ def store(
     Raises:
         LabelForgotten: a label is of a class that takes no samples.
     """
-    known = _known_ids(connection, stream, [sample.id for sample in arrived])
-    fresh: dict[str, NewSample] = {}
-    for sample in arrived:
-        if sample.id not in known:
-            fresh.setdefault(sample.id, sample)
+    arrived_digests = digests(stream, (sample.id for sample in arrived))
+    known = _known(connection, arrived_digests)
+    fresh: dict[bytes, NewSample] = {}
+    duplicate_ids = set()
+    for digest, sample in zip(arrived_digests, arrived, strict=True):
+        if digest in known:
+            duplicate_ids.add(sample.id)
+        else:
+            fresh.setdefault(digest, sample)
     class_ids, new_class_ids = _class_ids(connection, stream, (s.label for s in fresh.values()), now)
     if fresh:
         # Before the rows are written: what a row refers to is always there.
         spans = payloads.append([sample.payload for sample in fresh.values()])
         rows = [
-            _row(stream, sample, class_ids[sample.label], span, fraction, now)
-            for sample, span in zip(fresh.values(), spans, strict=True)
+            _row(stream, sample, digest, class_ids[sample.label], span, fraction, now)
+            for (digest, sample), span in zip(fresh.items(), spans, strict=True)
         ]
-        # Neighbours in the index of ids one after another: in order of arrival, each would be searched for
+        # Neighbours in the index one after another: in order of arrival, each digest would be searched for
         # from the root, and its page looked up again.
-        rows.sort(key=_ID)
+        rows.sort(key=_DIGEST)
         _insert(connection, rows)
     _add_totals(connection, stream, len(fresh), len(arrived) - len(fresh), dead_lettered)
     for place, offset in next_offsets.items():
         move_offset(connection, stream, place, offset)
     return StoreResult(
         stored=len(fresh),
-        duplicate_ids=frozenset(known),
+        duplicate_ids=frozenset(duplicate_ids),
         dead_lettered=dead_lettered,
         new_class_ids=new_class_ids,
     )
@@ -79,7 +84,7 @@ def withdraw(connection: Connection, stream: str, ids: Sequence[str]) -> None:
     """Delete samples and count them as dead letters, so that the totals still add up."""
     for piece in chunks(ids):
         deleted = connection.execute(
-            delete(samples).where(samples.c.stream == stream, samples.c.id.in_(piece))
+            delete(samples).where(samples.c.digest.in_(digests(stream, piece)))
         ).rowcount
         _add_totals(connection, stream, -deleted, 0, deleted)
 
@@ -101,14 +106,15 @@ def counts(connection: Connection, stream: str) -> StreamCounts:
 
 
 def _row(
-    stream: str, sample: NewSample, class_id: int, span: Span, fraction: float, now: float
+    stream: str, sample: NewSample, digest: bytes, class_id: int, span: Span, fraction: float, now: float
 ) -> tuple[Any, ...]:
     """Return the values of `_COLUMNS`."""
     return (
         stream,
         sample.id,
+        digest,
         class_id,
-        is_holdout(stream, sample.id, fraction),
+        holdout_share(digest) < fraction,
         now,
         sample.timestamp,
         *sample.place,
@@ -122,6 +128,7 @@ def _row(
 _COLUMNS = (
     "stream",
     "id",
+    "digest",
     "class_id",
     "holdout",
     "arrived_at",
@@ -135,7 +142,7 @@ _COLUMNS = (
     "start",
     "length",
 )
-_ID = itemgetter(_COLUMNS.index("id"))
+_DIGEST = itemgetter(_COLUMNS.index("digest"))
 
 
 def _insert(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -156,14 +163,16 @@ def _insert(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         connection.exec_driver_sql(str(statement), [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
 
 
-def _known_ids(connection: Connection, stream: str, ids: Sequence[str]) -> set[str]:
-    known: set[str] = set()
-    for piece in chunks(ids):
-        known.update(
-            connection.scalars(
-                select(samples.c.id).where(samples.c.stream == stream, samples.c.id.in_(piece))
-            )
-        )
+def _known(connection: Connection, wanted: Sequence[bytes]) -> set[bytes]:
+    """Read which digests there are; as `_insert`, in what the driver takes."""
+    known: set[bytes] = set()
+    for piece in chunks(wanted):
+        if connection.dialect.positional:
+            marks = ", ".join("?" * len(piece))
+            statement = f"SELECT digest FROM samples WHERE digest IN ({marks})"  # noqa: S608 - only marks
+            known.update(connection.exec_driver_sql(statement, tuple(piece)).scalars())
+        else:
+            known.update(connection.scalars(select(samples.c.digest).where(samples.c.digest.in_(piece))))
     return known
 
 

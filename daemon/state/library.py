@@ -9,6 +9,7 @@ from sqlalchemy import Connection, false, func, or_, select, true
 
 from daemon.sources.base import Place
 from daemon.state.base import ClassBuffer, ClassRecord, ClassState, SessionOutcome, StoredSample
+from daemon.state.digest import digests
 from daemon.state.ingest import chunks
 from daemon.state.payload_files import PayloadFiles, Span
 from daemon.state.schema import classes, samples, sessions
@@ -123,9 +124,7 @@ def sample_labels(connection: Connection, stream: str, ids: Sequence[str]) -> li
     found: dict[str, int] = {}
     for piece in chunks(ids):
         rows = connection.execute(
-            select(samples.c.id, samples.c.class_id).where(
-                samples.c.stream == stream, samples.c.id.in_(piece)
-            )
+            select(samples.c.id, samples.c.class_id).where(samples.c.digest.in_(digests(stream, piece)))
         )
         found.update({row.id: row.class_id for row in rows})
     return [_known(found, stream, sample_id) for sample_id in ids]
@@ -135,7 +134,7 @@ def stored_samples(
     connection: Connection, payloads: PayloadFiles, stream: str, ids: Sequence[str]
 ) -> list[StoredSample]:
     """Read at most one statement's worth of samples with their payloads, in the order asked for."""
-    rows = connection.execute(select(samples).where(samples.c.stream == stream, samples.c.id.in_(ids))).all()
+    rows = connection.execute(select(samples).where(samples.c.digest.in_(digests(stream, ids)))).all()
     contents = payloads.read([Span(row.file, row.start, row.length) for row in rows])
     found = {
         row.id: StoredSample(

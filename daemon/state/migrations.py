@@ -5,6 +5,7 @@ Each step is written out here and never changed, whatever becomes of the tables 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -81,8 +82,40 @@ def _to_4(connection: Connection, payloads: PayloadFiles) -> None:
     connection.execute(text("DROP TABLE samples_2"))
 
 
+_SAMPLES_5 = _SAMPLES_4.replace("id TEXT NOT NULL,", "id TEXT NOT NULL,\n    digest BLOB NOT NULL,").replace(
+    "UNIQUE (stream, id)", "UNIQUE (digest)"
+)
+
+
+def _to_5(connection: Connection, payloads: PayloadFiles) -> None:  # noqa: ARG001 - as every step
+    """Find samples by the digest of stream and id instead of the two themselves."""
+    for statement in (
+        "DROP INDEX samples_buffers",
+        "ALTER TABLE samples RENAME TO samples_4",
+        _SAMPLES_5,
+        "CREATE INDEX samples_buffers ON samples (stream, holdout, session, class_id, arrived_at)",
+    ):
+        connection.execute(text(statement))
+    page = text("SELECT seq, stream, id FROM samples_4 WHERE seq > :after ORDER BY seq LIMIT :rows")
+    move = text(
+        f"INSERT INTO samples ({_SAMPLE_COLUMNS}, file, start, length, digest) "  # noqa: S608 - as above
+        f"SELECT {_SAMPLE_COLUMNS}, file, start, length, :digest FROM samples_4 WHERE seq = :seq"
+    )
+    after = -1
+    while rows := connection.execute(page, {"after": after, "rows": _ROWS_AT_ONCE}).all():
+        connection.execute(
+            move,
+            [
+                {"seq": r.seq, "digest": hashlib.sha256(f"{r.stream}\0{r.id}".encode()).digest()[:16]}
+                for r in rows
+            ],
+        )
+        after = rows[-1].seq
+    connection.execute(text("DROP TABLE samples_4"))
+
+
 # By the version that a step starts from: the version that it makes, and the step.
-MIGRATIONS: Mapping[int, tuple[int, Step]] = {2: (4, _to_4)}
+MIGRATIONS: Mapping[int, tuple[int, Step]] = {2: (4, _to_4), 4: (5, _to_5)}
 
 
 def migrate(connection: Connection, payloads: PayloadFiles) -> None:

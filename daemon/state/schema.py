@@ -11,13 +11,14 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 metadata = MetaData()
 
@@ -72,13 +73,15 @@ erasures = Table(
 )
 
 # `session` is the session that trains or has trained on a sample, null while there is none. `file`, `start`
-# and `length` say where the payload lies (`daemon.state.payload_files`).
+# and `length` say where the payload lies (`daemon.state.payload_files`), `digest` is what a sample is found
+# by (`daemon.state.digest`).
 samples = Table(
     "samples",
     metadata,
     Column("seq", _RowNumber, primary_key=True, autoincrement=True),
     Column("stream", Text, nullable=False),
     Column("id", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
     Column("class_id", Integer, nullable=False),
     Column("holdout", Boolean, nullable=False),
     Column("session", Integer, nullable=True),
@@ -92,7 +95,7 @@ samples = Table(
     Column("file", Integer, nullable=False),
     Column("start", BigInteger, nullable=False),
     Column("length", Integer, nullable=False),
-    UniqueConstraint("stream", "id"),
+    UniqueConstraint("digest"),
     ForeignKeyConstraint(["stream", "class_id"], ["classes.stream", "classes.id"]),
 )
 # Buffers are counted every second: this covers the count, so that no row is read.
