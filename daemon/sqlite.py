@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def sqlite_engine(path: Path, *, read_only: bool = False) -> Engine:
         connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
 
     return engine
+
+
+def max_parameters(connection: Connection) -> int:
+    """Return how many parameters one statement of SQLite may have: 999 before release 3.32."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection), "a connection to SQLite"
+    return driver.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
 
 
 def writing(engine: Engine) -> Engine:

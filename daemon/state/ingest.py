@@ -11,6 +11,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from daemon.errors import LabelForgotten
 from daemon.sources.base import Place
+from daemon.sqlite import max_parameters
 from daemon.state.base import ClassState, NewSample, StoreResult, StreamCounts
 from daemon.state.digest import digests
 from daemon.state.holdout import holdout_share
@@ -19,6 +20,9 @@ from daemon.state.schema import classes, offsets, samples, totals
 
 # Databases bound the parameters of one statement; SQLite's oldest bound is 999.
 _CHUNK = 900
+
+# Rows of one statement.
+_MOST_ROWS = 1024
 
 # Classes in these states take no samples.
 REFUSED = (ClassState.FORGETTING.value, ClassState.FORGOTTEN.value)
@@ -154,13 +158,28 @@ def _insert(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     if statement.positional:
         assert statement.positiontup == list(_COLUMNS)
         before, values = str(statement).split(" VALUES ")
-        for piece in chunks(rows, _CHUNK // len(_COLUMNS)):
-            # A statement for many rows: the driver lets other threads run, and waits for its turn again, with
-            # every statement.
-            several = ", ".join([values] * len(piece))
+        start = 0
+        for size in piece_sizes(len(rows), max_parameters(connection) // len(_COLUMNS)):
+            piece = rows[start : start + size]
+            several = ", ".join([values] * size)
             connection.exec_driver_sql(f"{before} VALUES {several}", tuple(chain.from_iterable(piece)))
+            start += size
     else:
         connection.exec_driver_sql(str(statement), [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
+
+
+def piece_sizes(rows: int, largest: int) -> Iterator[int]:
+    """Cut rows into few statements of few sizes, of at most `largest` rows.
+
+    With every statement the driver lets other threads run and then waits for its turn again; and it prepares
+    a statement of each size once, as long as there are not too many of them.
+    """
+    size = min(1 << (largest.bit_length() - 1), _MOST_ROWS)
+    while rows:
+        while size > rows:
+            size //= 2
+        yield size
+        rows -= size
 
 
 def _known(connection: Connection, wanted: Sequence[bytes]) -> set[bytes]:
