@@ -148,7 +148,7 @@ class Daemon:
             self.events,
         )
         self.sources = {
-            name: open_source(name, s.source, self.topics, clock, metrics)
+            name: open_source(name, s.source, self.topics, clock, metrics, settings.log)
             for name, s in settings.streams.items()
         }
         self.intakes = {name: self._intake(name) for name in settings.streams}

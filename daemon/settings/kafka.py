@@ -65,6 +65,9 @@ class KafkaSource(Section):
     """Largest message produced; the topic's own `max.message.bytes` must allow it too."""
     delivery_timeout_seconds: float = Field(default=30.0, gt=1.0)
     """How long a produced message may take to be confirmed by all in-sync replicas."""
+    process: bool = True
+    """Whether the consumer has a process of its own, where it takes no turns from parsing and serving; the
+    daemon's process saves its 70 MB or so of memory."""
     security: KafkaSecurity = KafkaSecurity()
     """TLS and SASL."""
 

@@ -9,7 +9,7 @@ from daemon.metrics import Metrics
 from daemon.settings import EmbeddedSource as EmbeddedSettings
 from daemon.settings import FolderSource as FolderSettings
 from daemon.settings import KafkaSource as KafkaSettings
-from daemon.settings import SourceSettings, StreamSettings
+from daemon.settings import LogSettings, SourceSettings, StreamSettings
 from daemon.sources.base import Reader, Sink, Source
 from daemon.sources.embedded import EmbeddedReader, EmbeddedSink, EmbeddedSource
 from daemon.sources.log import EmbeddedLog
@@ -51,7 +51,12 @@ def request_topics(stream: str, settings: StreamSettings) -> tuple[str, str]:
 
 
 def open_source(
-    stream: str, settings: SourceSettings, log: EmbeddedLog, clock: Clock, metrics: Metrics
+    stream: str,
+    settings: SourceSettings,
+    log: EmbeddedLog,
+    clock: Clock,
+    metrics: Metrics,
+    log_settings: LogSettings,
 ) -> Source:
     """Return a stream's source, not started yet.
 
@@ -61,6 +66,7 @@ def open_source(
         log: the embedded log of the state directory, which `embedded` and `folder` read from.
         clock: time.
         metrics: where a Kafka consumer shows what it knows about itself.
+        log_settings: how a consumer in a process of its own logs.
     """
     topic = labelled_topic(stream, settings)
     if isinstance(settings, EmbeddedSettings):
@@ -73,8 +79,12 @@ def open_source(
     # Only a stream from Kafka needs the client.
     from daemon.sources.kafka import KafkaSource
     from daemon.sources.kafka.export import FactsExporter
+    from daemon.sources.kafka.process import ProcessKafkaSource
 
-    return KafkaSource(settings, clock, on_facts=FactsExporter(metrics, stream).update)
+    on_facts = FactsExporter(metrics, stream).update
+    if settings.process:
+        return ProcessKafkaSource(stream, settings, log_settings, clock, on_facts)
+    return KafkaSource(settings, clock, on_facts)
 
 
 def open_sink(settings: SourceSettings, log: EmbeddedLog | None) -> Sink:

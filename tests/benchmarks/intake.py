@@ -35,11 +35,13 @@ from daemon.messages.encode import Item, arrow_class_batch, json_class_batch, ra
 from daemon.messages.parse import parse_record
 from daemon.metrics import Metrics
 from daemon.settings import KafkaSource as KafkaSettings
-from daemon.settings import LimitSettings
-from daemon.sources.base import Message, Record
+from daemon.settings import LimitSettings, LogSettings
+from daemon.sources import open_source
+from daemon.sources.base import Message, Record, Source
 from daemon.sources.kafka import KafkaSink, KafkaSource
 from daemon.sources.kafka.consumer import MAX_POLL_RECORDS
 from daemon.sources.kafka.topics import TopicPlan, create_topics
+from daemon.sources.log import EmbeddedLog
 from daemon.state import SqlState
 from daemon.state.base import StoreResult
 from tests.benchmarks.frame import Figure, parse_options, report
@@ -176,18 +178,17 @@ def source_alone(settings: KafkaSettings, samples: int, per_record: int) -> floa
     return progress.rate()
 
 
-class WatchedSource(KafkaSource):
-    """A source that tells of what it returns."""
+def watch(source: Source, progress: Progress, per_record: int) -> Source:
+    """Have a source start a clock with the first records that it returns."""
+    poll = source.poll
 
-    def __init__(self, settings: KafkaSettings, progress: Progress, per_record: int) -> None:
-        super().__init__(settings, SystemClock())
-        self._progress, self._per_record = progress, per_record
-
-    def poll(self, timeout: float, max_records: int) -> Sequence[Record]:
-        """Poll, and start the clock with the first records."""
-        records = super().poll(timeout, max_records)
-        self._progress.fetched(len(records) * self._per_record)
+    def watched(timeout: float, max_records: int) -> Sequence[Record]:
+        records = poll(timeout, max_records)
+        progress.fetched(len(records) * per_record)
         return records
+
+    source.poll = watched  # type: ignore[method-assign]
+    return source
 
 
 def ours(settings: KafkaSettings, samples: int, per_record: int) -> float:
@@ -204,10 +205,12 @@ def ours(settings: KafkaSettings, samples: int, per_record: int) -> float:
     metrics.initialise([STREAM], [])
     sink = KafkaSink(group)
     with tempfile.TemporaryDirectory() as directory:
+        topics = EmbeddedLog(Path(directory) / "topics.db", clock)
+        source = open_source(STREAM, group, topics, clock, metrics, LogSettings(level="error"))
         state = SqlState.open(Path(directory), holdout_fraction={STREAM: 0.2}, clock=clock)
         intake = Intake(
             STREAM,
-            source=WatchedSource(group, progress, per_record),
+            source=watch(source, progress, per_record),
             sink=sink,
             state=state,
             metrics=metrics,
@@ -225,6 +228,7 @@ def ours(settings: KafkaSettings, samples: int, per_record: int) -> float:
             intake.join(30.0)
             sink.close()
             state.close()
+            topics.close()
     assert intake.failed is None, intake.failed
     return progress.rate()
 

@@ -11,9 +11,13 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from daemon.clock import SystemClock
 from daemon.errors import SourceUnavailable
 from daemon.settings import KafkaSource as KafkaSettings
+from daemon.settings import LogSettings
 from daemon.sources.base import Place, Record
 from daemon.sources.kafka import KafkaSource
+from daemon.sources.kafka.process import ProcessKafkaSource
 from daemon.sources.kafka.reader import KafkaReader, group_offsets
+
+AnyKafkaSource = KafkaSource | ProcessKafkaSource
 
 
 def kafka_settings(address: str, topic: str, **changes: object) -> KafkaSettings:
@@ -32,8 +36,10 @@ def kafka_settings(address: str, topic: str, **changes: object) -> KafkaSettings
     return KafkaSettings.model_validate(values | changes)
 
 
-def new_source(settings: KafkaSettings) -> KafkaSource:
-    """Return a source on the machine's clock."""
+def new_source(settings: KafkaSettings) -> AnyKafkaSource:
+    """Return a source on the machine's clock, in a process of its own if the settings say so."""
+    if settings.process:
+        return ProcessKafkaSource("tested", settings, LogSettings(), SystemClock())
     return KafkaSource(settings, SystemClock())
 
 
@@ -98,7 +104,7 @@ def delete_before(address: str, topic: str, offset: int, partition: int = 0) -> 
         admin.close()
 
 
-def drain(source: KafkaSource, count: int, *, commit: bool = True, seconds: float = 30.0) -> list[Record]:
+def drain(source: AnyKafkaSource, count: int, *, commit: bool = True, seconds: float = 30.0) -> list[Record]:
     """Take records until there are so many, committing as intake does; outages are waited out."""
     taken: list[Record] = []
     deadline = time.monotonic() + seconds
@@ -124,7 +130,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
 
 
 @contextmanager
-def started(settings: KafkaSettings, stored: dict[Place, int] | None = None) -> Iterator[KafkaSource]:
+def started(settings: KafkaSettings, stored: dict[Place, int] | None = None) -> Iterator[AnyKafkaSource]:
     """Start a source that is closed whatever happens."""
     source = new_source(settings)
     try:

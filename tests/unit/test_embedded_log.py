@@ -12,6 +12,7 @@ import pytest
 from daemon.errors import OffsetGap, SourceUnavailable
 from daemon.metrics import Metrics
 from daemon.settings import EmbeddedSource as EmbeddedSettings
+from daemon.settings import LogSettings
 from daemon.sources import open_sink, open_source
 from daemon.sources.base import Lag, Message, Place
 from daemon.sources.embedded import EmbeddedLog, EmbeddedSink, EmbeddedSource
@@ -220,6 +221,6 @@ def test_the_settings_choose_topic_and_sink(log: EmbeddedLog, clock: ManualClock
         sink = open_sink(settings, log)
         assert isinstance(sink, EmbeddedSink)
         sink.send(topic, [Message(b"x")])
-        consumer = open_source("pets", settings, log, clock, Metrics())
+        consumer = open_source("pets", settings, log, clock, Metrics(), LogSettings())
         consumer.start({})
         assert [r.topic for r in consumer.poll(0.0, 10)] == [topic]

@@ -13,7 +13,7 @@ from daemon.errors import SourceUnavailable
 from daemon.messages.parse import parse_record
 from daemon.metrics import Metrics
 from daemon.settings import FolderSource as FolderSettings
-from daemon.settings import LimitSettings
+from daemon.settings import LimitSettings, LogSettings
 from daemon.sources import open_source
 from daemon.sources.base import Place, Record, Source
 from daemon.sources.embedded import EmbeddedLog
@@ -44,7 +44,7 @@ class Folder:
 
     def source(self, stored: dict[Place, int] | None = None) -> Source:
         """Open and start the source."""
-        source = open_source("pets", FolderSettings(path=self.root), self.log, self.clock, Metrics())
+        source = open_source("pets", FolderSettings(path=self.root), self.log, self.clock, Metrics(), LogSettings())
         source.start(stored or {})
         return source
 

@@ -1,0 +1,105 @@
+"""The daemon's end of a Kafka source's process: start it, call it, hear what it tells, end it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+
+from daemon.sources.kafka.frames import Channel, unpack_error
+
+log = structlog.get_logger(__name__)
+
+
+class ChildGone(Exception):
+    """The process has ended, or its connection has."""
+
+
+class ChildProcess:
+    """A process that answers one call at a time; one thread owns it and makes every call.
+
+    Args:
+        command: what to start.
+        given: its first message.
+        on_notice: told what it says without being asked, from a thread of this object's.
+    """
+
+    def __init__(self, command: Sequence[str], given: str, on_notice: Callable[[Any], None]) -> None:
+        # Not in the arguments or the environment, which other processes may read: there are secrets in it.
+        requests, its_requests = socket.socketpair()
+        notices, its_notices = socket.socketpair()
+        with its_requests, its_notices:
+            self._process = subprocess.Popen(command, stdin=its_requests, stdout=its_notices)
+        self._requests, self._notices = Channel(requests), Channel(notices)
+        self._on_notice = on_notice
+        self._listener = threading.Thread(target=self._listen, name="kafka-notices", daemon=True)
+        self._listener.start()
+        self._send(given)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def ask(self, name: str, *arguments: object) -> None:
+        """Make a call; nothing is waited for.
+
+        Raises:
+            ChildGone: there is nobody to hear it.
+        """
+        self._send((name, *arguments))
+
+    def answer(self, timeout: float) -> Any:
+        """Return the answer to the call made last, waiting at most so long (s).
+
+        Raises:
+            TimeoutError: there is none yet.
+            ChildGone: there will be none.
+            OffsetGap, SourceUnavailable, ConfigError, StreamError: the call failed so.
+        """
+        try:
+            outcome, *answer = self._requests.receive(timeout)
+        except TimeoutError:
+            raise
+        except (EOFError, OSError) as error:
+            raise ChildGone from error
+        if outcome == "error":
+            raise unpack_error(*answer)
+        return answer[0]
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, at most so long."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            log.warning("kafka.process_killed", pid=self.pid, seconds=seconds)
+
+    def hang_up(self) -> None:
+        """Close the connection: a process that lives leaves its group and ends by itself."""
+        self._requests.close()
+        self._notices.close()
+
+    def end(self) -> str:
+        """Kill it if it still lives, and say how it ended; idempotent."""
+        self._process.kill()
+        code = self._process.wait()
+        self.hang_up()
+        self._listener.join()
+        return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+    def _send(self, message: object) -> None:
+        try:
+            self._requests.send(message)
+        except OSError as error:
+            raise ChildGone from error
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._on_notice(self._notices.receive())
+        except (EOFError, OSError):
+            return
