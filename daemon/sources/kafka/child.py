@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -23,6 +24,7 @@ from daemon.errors import DaemonError
 from daemon.logs import configure_logging
 from daemon.settings import KafkaSource as KafkaSettings
 from daemon.settings import LogSettings
+from daemon.sources.base import Record
 from daemon.sources.kafka.consumer import KafkaSource
 from daemon.sources.kafka.facts import KafkaFacts
 from daemon.sources.kafka.frames import (
@@ -55,7 +57,7 @@ class Server:
             EOFError, OSError: the daemon is gone.
         """
         while True:
-            name, *arguments = self._requests.receive()
+            (name, *arguments), _ = self._requests.receive()
             if name == "close":
                 self._source.close()
                 return
@@ -65,21 +67,24 @@ class Server:
                 self._answer(name, arguments)
 
     def _answer(self, name: str, arguments: list[Any]) -> None:
+        blobs: Sequence[bytes] = ()
         try:
             answer = getattr(self, name)(*arguments)
+            if name == "poll":
+                answer, blobs = pack_records(answer)
         except DaemonError as error:
             self._requests.send(("error", *pack_error(error)))
         else:
-            self._requests.send(("done", answer))
+            self._requests.send(("done", answer), blobs)
 
     # -- calls that are answered
     def start(self, stored: list[tuple[str, int, int]]) -> None:
         """Start the source."""
         self._source.start(unpack_offsets(stored))
 
-    def poll(self, timeout: float, max_records: int) -> object:
+    def poll(self, timeout: float, max_records: int) -> Sequence[Record]:
         """Return the next records."""
-        return pack_records(self._source.poll(timeout, max_records))
+        return self._source.poll(timeout, max_records)
 
     def status(self) -> object:
         """Return what the consumer knows about itself now."""
@@ -112,7 +117,8 @@ def main() -> None:
     # What anything prints is for people.
     os.dup2(2, 1)
     notices = Channel(outlet)
-    given = json.loads(requests.receive())
+    settings, _ = requests.receive()
+    given = json.loads(settings)
     configure_logging(LogSettings.model_validate(given["log"]))
     structlog.contextvars.bind_contextvars(stream=given["stream"])
 

@@ -53,8 +53,8 @@ class ChildProcess:
         """
         self._send((name, *arguments))
 
-    def answer(self, timeout: float) -> Any:
-        """Return the answer to the call made last, waiting at most so long (s).
+    def answer(self, timeout: float) -> tuple[Any, memoryview]:
+        """Return the answer to the call made last and its blobs, waiting at most so long (s).
 
         Raises:
             TimeoutError: there is none yet.
@@ -62,14 +62,14 @@ class ChildProcess:
             OffsetGap, SourceUnavailable, ConfigError, StreamError: the call failed so.
         """
         try:
-            outcome, *answer = self._requests.receive(timeout)
+            (outcome, *answer), blobs = self._requests.receive(timeout)
         except TimeoutError:
             raise
         except (EOFError, OSError) as error:
             raise ChildGone from error
         if outcome == "error":
             raise unpack_error(*answer)
-        return answer[0]
+        return answer[0], blobs
 
     def wait(self, seconds: float) -> None:
         """Wait for its end, at most so long."""
@@ -100,6 +100,7 @@ class ChildProcess:
     def _listen(self) -> None:
         try:
             while True:
-                self._on_notice(self._notices.receive())
+                notice, _ = self._notices.receive()
+                self._on_notice(notice)
         except (EOFError, OSError):
             return

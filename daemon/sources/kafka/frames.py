@@ -1,8 +1,8 @@
 """What the daemon and the process of a Kafka source say to each other: framed plain data over a socket.
 
-A frame is its length and a marshalled value. Marshal is the cheapest encoding there is for bytes, numbers and
-strings (a record of 4 KB takes about a microsecond, most of it copying), makes nothing but data, and both
-ends are the same interpreter.
+A frame is its length and a marshalled value. Marshal is the cheapest encoding there is for numbers and
+short strings, makes nothing but data, and both ends are the same interpreter; the records' values go beside
+it, because a large buffer that grows is slow to fill.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from daemon.errors import ConfigError, DaemonError, OffsetGap, SourceUnavailable
 from daemon.sources.base import Lag, Place, Record
 from daemon.sources.kafka.facts import KafkaFacts
 
-_LENGTH = struct.Struct("<Q")
+# Of the value and of what comes after it.
+_LENGTHS = struct.Struct("<QQ")
 # The last version without references, which cost a look-up for each object and find nothing here.
 _MARSHAL_VERSION = 2
 # A buffer as large as most polls is kept; a larger one is given back.
-_KEPT_BYTES = 32 * 2**20
+_LEAST_BYTES, _KEPT_BYTES = 2**16, 32 * 2**20
+# What one call may send: IOV_MAX of Linux.
+_MAX_BUFFERS = 1024
 # From the particular to the general: what is raised again is the nearest of them.
 _ERRORS: tuple[type[DaemonError], ...] = (OffsetGap, SourceUnavailable, ConfigError, StreamError)
 
@@ -39,18 +42,25 @@ class Channel:
         self._socket = connection
         self._buffer = bytearray()
 
-    def send(self, value: object) -> None:
+    def send(self, value: object, blobs: Sequence[bytes] = ()) -> None:
         """Send a value of None, bools, numbers, strings, bytes, tuples, lists and dicts.
+
+        Args:
+            value: small; it is copied.
+            blobs: what `receive` returns beside it, in one piece; sent from where they lie.
 
         Raises:
             OSError: the other end is gone.
         """
         body = marshal.dumps(value, _MARSHAL_VERSION)
-        self._socket.sendall(_LENGTH.pack(len(body)))
-        self._socket.sendall(body)
+        self._socket.sendall(_LENGTHS.pack(len(body), sum(map(len, blobs))) + body)
+        for start in range(0, len(blobs), _MAX_BUFFERS):
+            self._send_all(blobs[start : start + _MAX_BUFFERS])
 
-    def receive(self, timeout: float | None = None) -> Any:
-        """Return the next value, waiting for its beginning at most so long (s).
+    def receive(self, timeout: float | None = None) -> tuple[Any, memoryview]:
+        """Return the next value and its blobs, waiting for their beginning at most so long (s).
+
+        The blobs' memory is used again by the next call.
 
         Raises:
             TimeoutError: nothing has come.
@@ -62,11 +72,9 @@ class Channel:
             ready.register(self._socket, select.POLLIN)
             if not ready.poll(timeout * 1000):
                 raise TimeoutError
-        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
-        value = marshal.loads(self._read(length))  # noqa: S302 - from a process that we started
-        if len(self._buffer) > _KEPT_BYTES:
-            self._buffer = bytearray()
-        return value
+        value_bytes, blob_bytes = _LENGTHS.unpack(self._read(_LENGTHS.size))
+        value = marshal.loads(self._read(value_bytes))  # noqa: S302 - from a process that we started
+        return value, self._read(blob_bytes)
 
     def close(self) -> None:
         """End the connection: the other end sees it, and so does a thread that waits here; idempotent."""
@@ -74,9 +82,15 @@ class Channel:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+    def _send_all(self, buffers: Sequence[bytes]) -> None:
+        sent, total = self._socket.sendmsg(buffers), sum(map(len, buffers))
+        if sent < total:
+            # A signal came in between.
+            self._socket.sendall(b"".join(buffers)[sent:])
+
     def _read(self, length: int) -> memoryview:
-        if len(self._buffer) < length:
-            self._buffer = bytearray(length)
+        if len(self._buffer) < length or length < _KEPT_BYTES < len(self._buffer):
+            self._buffer = bytearray(max(length, _LEAST_BYTES))
         view = memoryview(self._buffer)[:length]
         done = 0
         while done < length:
@@ -88,25 +102,41 @@ class Channel:
         return view
 
 
-Run = tuple[str, int, list[tuple[int, bytes | None, bytes | None, dict[str, bytes], float]]]
+# Of one partition: its topic and number, and of each record the offset, key, length of the value (None for a
+# tombstone), headers and timestamp.
+Run = tuple[str, int, list[tuple[int, bytes | None, int | None, dict[str, bytes], float]]]
 
 
-def pack_records(records: Sequence[Record]) -> list[Run]:
-    """Return records as plain data: runs of one partition, in the order given."""
+def pack_records(records: Sequence[Record]) -> tuple[list[Run], list[bytes]]:
+    """Return records as runs of one partition, in the order given, and their values."""
     runs: list[Run] = []
+    values: list[bytes] = []
     topic, partition = None, -1
     for r in records:
         if r.partition != partition or r.topic != topic:
             topic, partition = r.topic, r.partition
             fields: list[Any] = []
             runs.append((topic, partition, fields))
-        fields.append((r.offset, r.key, r.value, r.headers, r.timestamp))
-    return runs
+        if r.value is not None:
+            values.append(r.value)
+        fields.append(
+            (r.offset, r.key, None if r.value is None else len(r.value), r.headers, r.timestamp)
+        )
+    return runs, values
 
 
-def unpack_records(runs: Sequence[Run]) -> list[Record]:
+def unpack_records(runs: Sequence[Run], values: memoryview) -> list[Record]:
     """Return the records that `pack_records` was given."""
-    return [Record(topic, partition, *fields) for topic, partition, run in runs for fields in run]
+    records: list[Record] = []
+    start = 0
+    for topic, partition, run in runs:
+        for offset, key, length, headers, timestamp in run:
+            value = None
+            if length is not None:
+                value = bytes(values[start : start + length])
+                start += length
+            records.append(Record(topic, partition, offset, key, value, headers, timestamp))
+    return records
 
 
 def pack_offsets(offsets: Mapping[Place, int]) -> list[tuple[str, int, int]]:

@@ -132,11 +132,11 @@ class ProcessKafkaSource:
         """
         if not self._running:
             self._go_on(timeout)
-        runs = self._call("poll", timeout, max_records, patience=timeout)
+        runs, values = self._call("poll", timeout, max_records, patience=timeout)
         for topic, partition, run in runs:
             self._taken[Place(topic, partition)] = run[-1][0] + 1
             self._backoff.reset()
-        return unpack_records(runs)
+        return unpack_records(runs, values)
 
     def commit(self, next_offsets: Mapping[Place, int]) -> None:
         """Note what is stored durably; the consumer tells the group, and failing is harmless."""
@@ -168,7 +168,8 @@ class ProcessKafkaSource:
             SourceUnavailable: the process has just died.
         """
         if self._running:
-            self._note(self._call("status", patience=0.0))
+            status, _ = self._call("status", patience=0.0)
+            self._note(status)
         return self._facts
 
     def close(self) -> None:
@@ -236,7 +237,7 @@ class ProcessKafkaSource:
             self._order("pause")
 
     # -- calls
-    def _call(self, name: str, *arguments: object, patience: float) -> Any:
+    def _call(self, name: str, *arguments: object, patience: float) -> tuple[Any, memoryview]:
         assert self._child is not None
         try:
             self._child.ask(name, *arguments)
