@@ -35,6 +35,7 @@ from daemon.metrics import Metrics
 from daemon.owner_thread import OwnerThread
 from daemon.retention import DAY_SECONDS, Retention, written_topics
 from daemon.runtime import TorchRuntime
+from daemon.runtime_threads import SWITCH_SECONDS
 from daemon.serving.batcher import Batcher
 from daemon.serving.http import HttpServer, create_app
 from daemon.serving.probes import stall_check
@@ -107,6 +108,7 @@ class Daemon:
         """Start every part; serving comes before intake, intake before sessions."""
         settings, clock, metrics = self.settings, self.clock, self.metrics
         started = time.perf_counter()
+        sys.setswitchinterval(SWITCH_SECONDS)
         settings.state_directory.mkdir(parents=True, exist_ok=True)
         metrics.initialise(tuple(settings.streams), triggers.POLICIES)
         metrics.build.info(versions())

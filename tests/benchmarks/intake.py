@@ -18,6 +18,7 @@ import gc
 import io
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -35,6 +36,7 @@ from daemon.intake import Intake
 from daemon.messages.encode import Item, arrow_class_batch, json_class_batch, raw_message
 from daemon.messages.parse import parse_record
 from daemon.metrics import Metrics
+from daemon.runtime_threads import SWITCH_SECONDS
 from daemon.settings import KafkaSource as KafkaSettings
 from daemon.settings import LimitSettings, LogSettings
 from daemon.sources import open_source
@@ -240,6 +242,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     size = QUICK if options.quick else FULL
     # As the daemon does after its start; the bare loop gains from it too.
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
     rates: dict[str, list[float]] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from kafka import KafkaConsumer
@@ -18,8 +19,12 @@ from daemon.sessions.job import DoneEvent, ProgressEvent
 from daemon.sessions.trainer import TrainerProcess
 from daemon.sources.kafka import KafkaSink
 from daemon.state import SqlState
+from tests.support import consumer_process
 
 Method = Callable[..., Any]
+
+# The daemon's process id, where this is the process of its consumer.
+_daemon: int | None = None
 
 
 def arm(step: str) -> None:
@@ -27,8 +32,17 @@ def arm(step: str) -> None:
     STEPS[step]()
 
 
+def arm_consumer(step: str) -> None:
+    """Have this process, which a daemon started, die at a step of `CONSUMER_STEPS` and take it along."""
+    global _daemon
+    _daemon = os.getppid()
+    CONSUMER_STEPS[step]()
+
+
 def die() -> NoReturn:
-    """End this process at once."""
+    """End the daemon's process at once, and this one if it is another."""
+    if _daemon is not None:
+        os.kill(_daemon, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("SIGKILL was survived")
 
@@ -92,12 +106,16 @@ def _after_commit() -> None:
     KafkaConsumer.commit_async = commit_async
 
 
+# These are reached in the process of the consumer.
+CONSUMER_STEPS: dict[str, Callable[[], None]] = {
+    "before commit": lambda: _before(KafkaConsumer, "commit_async"),
+    "after commit": _after_commit,
+}
 STEPS: dict[str, Callable[[], None]] = {
     "after parse": _after_parse,
     "after dead letters": _after_dead_letters,
     "after store": lambda: _after(SqlState, "store"),
-    "before commit": lambda: _before(KafkaConsumer, "commit_async"),
-    "after commit": _after_commit,
+    **{step: partial(consumer_process.use, "die", step) for step in CONSUMER_STEPS},
     "during a session": lambda: _after(
         TrainerProcess, "events", lambda heard: any(isinstance(event, ProgressEvent) for event in heard)
     ),

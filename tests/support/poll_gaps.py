@@ -8,8 +8,15 @@ from typing import Any
 
 from kafka import KafkaConsumer
 
+from tests.support import consumer_process
+
 
 def record(path: Path) -> None:
+    """Have the process of this daemon's consumer write the longest time between two polls to a file."""
+    consumer_process.use("gaps", str(path))
+
+
+def record_here(path: Path) -> None:
     """Have this process write the longest time between two polls of a consumer, in seconds, to a file."""
     original = KafkaConsumer.poll
     last: dict[int, float] = {}

@@ -44,7 +44,9 @@ class Folder:
 
     def source(self, stored: dict[Place, int] | None = None) -> Source:
         """Open and start the source."""
-        source = open_source("pets", FolderSettings(path=self.root), self.log, self.clock, Metrics(), LogSettings())
+        source = open_source(
+            "pets", FolderSettings(path=self.root), self.log, self.clock, Metrics(), LogSettings()
+        )
         source.start(stored or {})
         return source
 

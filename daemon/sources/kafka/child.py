@@ -22,6 +22,7 @@ import structlog
 from daemon.clock import SystemClock
 from daemon.errors import DaemonError
 from daemon.logs import configure_logging
+from daemon.runtime_threads import SWITCH_SECONDS
 from daemon.settings import KafkaSource as KafkaSettings
 from daemon.settings import LogSettings
 from daemon.sources.base import Record
@@ -127,6 +128,7 @@ def main() -> None:
 
     source = KafkaSource(KafkaSettings.model_validate(given["source"]), SystemClock(), on_facts=tell)
     threading.Thread(target=_end_with_daemon, args=(outlet, source), name="daemon-watch", daemon=True).start()
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
     try:

@@ -33,7 +33,9 @@ class ChildProcess:
         requests, its_requests = socket.socketpair()
         notices, its_notices = socket.socketpair()
         with its_requests, its_notices:
-            self._process = subprocess.Popen(command, stdin=its_requests, stdout=its_notices)
+            self._process = subprocess.Popen(
+                list(command), stdin=its_requests.fileno(), stdout=its_notices.fileno()
+            )
         self._requests, self._notices = Channel(requests), Channel(notices)
         self._on_notice = on_notice
         self._listener = threading.Thread(target=self._listen, name="kafka-notices", daemon=True)

@@ -42,7 +42,7 @@ class Channel:
         self._socket = connection
         self._buffer = bytearray()
 
-    def send(self, value: object, blobs: Sequence[bytes] = ()) -> None:
+    def send(self, value: Any, blobs: Sequence[bytes] = ()) -> None:
         """Send a value of None, bools, numbers, strings, bytes, tuples, lists and dicts.
 
         Args:
@@ -119,9 +119,7 @@ def pack_records(records: Sequence[Record]) -> tuple[list[Run], list[bytes]]:
             runs.append((topic, partition, fields))
         if r.value is not None:
             values.append(r.value)
-        fields.append(
-            (r.offset, r.key, None if r.value is None else len(r.value), r.headers, r.timestamp)
-        )
+        fields.append((r.offset, r.key, None if r.value is None else len(r.value), r.headers, r.timestamp))
     return runs, values
 
 

@@ -1,8 +1,8 @@
 """The `kafka` source in a process of its own: fetching takes no turn from parsing, storing and serving.
 
 Python runs one thread of a process at a time. In the daemon's own process each of the client's many short
-waits for the network would end with a wait for the interpreter; in another process they cost nothing here, and
-records arrive a whole poll at once.
+waits for the network would end with a wait for the interpreter; in another process they cost nothing here,
+and records arrive a whole poll at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from daemon.sources.kafka.pump import CLOSE_SECONDS
 
 log = structlog.get_logger(__name__)
 
-COMMAND = (sys.executable, "-m", "daemon.sources.kafka.child")
 # Beyond its own time-out a call waits only for a turn on a busy machine; a minute of silence is a hang of
 # intake, which the process is not to cause.
 ANSWER_SECONDS = 15.0
@@ -66,8 +65,10 @@ class ProcessKafkaSource:
         log_settings: how the child logs, to the same standard error.
         clock: time.
         on_facts: told about every second, from a thread of its own.
-        command: what to start; tests give another.
     """
+
+    # What to start; tests give another.
+    command: Sequence[str] = (sys.executable, "-m", "daemon.sources.kafka.child")
 
     def __init__(
         self,
@@ -76,13 +77,11 @@ class ProcessKafkaSource:
         log_settings: config.LogSettings,
         clock: Clock,
         on_facts: Callable[[KafkaFacts], None] | None = None,
-        command: Sequence[str] = COMMAND,
     ) -> None:
         given = {"stream": stream, "log": log_settings.model_dump(), "source": settings.model_dump()}
-        self._given = json.dumps(given, default=_plain)
+        self._given = json.dumps(given, default=plain)
         self._clock = clock
         self._on_facts = on_facts
-        self._command = command
         # Connecting and the looks at the log have four times this long, as in `KafkaSource`.
         self._patience = LOAD_SECONDS + 4 * settings.connect_timeout_seconds + ANSWER_SECONDS
         self._backoff = Backoff(random.Random())
@@ -208,7 +207,7 @@ class ProcessKafkaSource:
     def _ask_start(self) -> None:
         try:
             if self._child is None:
-                self._child = ChildProcess(self._command, self._given, self._on_notice)
+                self._child = ChildProcess(self.command, self._given, self._on_notice)
                 log.info("kafka.process_started", pid=self._child.pid)
             self._child.ask("start", pack_offsets(self._stored))
         except ChildGone as error:
@@ -274,7 +273,7 @@ class ProcessKafkaSource:
         self._facts, self._lag = unpack_status(status)
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """Return a setting that JSON does not know as text, a secret in clear."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
