@@ -27,6 +27,7 @@ from daemon.control_topic import ControlTopic
 from daemon.events.outbox import OutboxEvents
 from daemon.events.publisher import EventPublisher
 from daemon.intake import Intake
+from daemon.interpreter import SWITCH_SECONDS
 from daemon.live import LiveGenerations
 from daemon.liveness import topics_check, turn_check
 from daemon.messages.dead_letter import dead_letter_topic
@@ -35,7 +36,6 @@ from daemon.metrics import Metrics
 from daemon.owner_thread import OwnerThread
 from daemon.retention import DAY_SECONDS, Retention, written_topics
 from daemon.runtime import TorchRuntime
-from daemon.runtime_threads import SWITCH_SECONDS
 from daemon.serving.batcher import Batcher
 from daemon.serving.http import HttpServer, create_app
 from daemon.serving.probes import stall_check

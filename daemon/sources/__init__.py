@@ -83,7 +83,7 @@ def open_source(
 
     on_facts = FactsExporter(metrics, stream).update
     if settings.process:
-        return ProcessKafkaSource(stream, settings, log_settings, clock, on_facts)
+        return ProcessKafkaSource(settings, log_settings, clock, on_facts)
     return KafkaSource(settings, clock, on_facts)
 
 

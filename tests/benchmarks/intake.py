@@ -6,10 +6,13 @@ image, its SHA-256 as its id, the holdout's choice, payloads and rows made durab
 in images a second from the moment of the first poll's records on, without those; `batched_over_bare`, too,
 is images over images of the same batched topic.
 
+The consumer has a process of its own, as in the daemon; `_source` is that of one in this process, and `_cpu`
+of ours contains the start of that process, about a second in all.
+
 Where the rest goes is measured in the same run: the processor time per image of fetching alone (`_bare_cpu`),
 of the whole (`_cpu`), and of its parts, parsing (`_parse_cpu`) and storing (`_store_cpu`), in seconds. Python
-runs one thread at a time, and only waiting, hashing, checksums, SQLite and the file system happen beside it:
-so the bound of ours over bare is what a bare loop takes over the sum of what all threads do in Python.
+runs one thread of a process at a time, and only waiting, hashing, checksums, SQLite and the file system
+happen beside it. On two cores, which the broker needs too, the bound is the sum of all processor time.
 """
 
 from __future__ import annotations
@@ -33,10 +36,10 @@ from PIL import Image
 
 from daemon.clock import SystemClock
 from daemon.intake import Intake
+from daemon.interpreter import SWITCH_SECONDS
 from daemon.messages.encode import Item, arrow_class_batch, json_class_batch, raw_message
 from daemon.messages.parse import parse_record
 from daemon.metrics import Metrics
-from daemon.runtime_threads import SWITCH_SECONDS
 from daemon.settings import KafkaSource as KafkaSettings
 from daemon.settings import LimitSettings, LogSettings
 from daemon.sources import open_source

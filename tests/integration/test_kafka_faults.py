@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
 
 from daemon.errors import SourceUnavailable
 from daemon.sources.base import Place
+from daemon.sources.kafka.process import ProcessKafkaSource
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.kafka_clients import (
     committed,
@@ -97,3 +100,20 @@ def test_a_slow_network_is_not_an_outage(proxy: TcpProxy, broker: KafkaBroker, m
         proxy.delay(0.2)
         assert offsets(drain(source, 20)) == list(range(20))
         assert not eventually(lambda: not source.facts().up, 5)
+
+
+def test_a_killed_consumer_process_is_started_again(broker: KafkaBroker, make_topic: MakeTopic) -> None:
+    """Kill -9 of the consumer alone: the outage is said, and no record is lost or doubled."""
+    topic = make_topic()
+    produce(broker.address, topic, numbers(0, 20))
+    with started(kafka_settings(broker.address, topic)) as source:
+        assert isinstance(source, ProcessKafkaSource)
+        records = drain(source, 20)
+        assert source.pid is not None
+        os.kill(source.pid, signal.SIGKILL)
+        with pytest.raises(SourceUnavailable, match="signal 9"):
+            source.poll(0.2, 10)
+        produce(broker.address, topic, numbers(20, 30))
+        records += drain(source, 10, seconds=60)
+        assert offsets(records) == list(range(30))
+        assert eventually(lambda: committed(broker.address, topic) == 30)

@@ -29,12 +29,15 @@ pytestmark = pytest.mark.integration
 MakeTopic = Callable[..., str]
 
 
-def test_everything_arrives_in_order_and_is_committed(kafka_address: str, make_topic: MakeTopic) -> None:
+@pytest.mark.parametrize("process", [True, False])
+def test_everything_arrives_in_order_and_is_committed(
+    kafka_address: str, make_topic: MakeTopic, process: bool
+) -> None:
     """Without any offset a stream begins at the start; what intake commits, the group has."""
     topic = make_topic(2)
     produce(kafka_address, topic, numbers(0, 300), partition=0)
     produce(kafka_address, topic, numbers(0, 200), partition=1)
-    with started(kafka_settings(kafka_address, topic)) as source:
+    with started(kafka_settings(kafka_address, topic, process=process)) as source:
         records = drain(source, 500)
         assert offsets(records, 0) == list(range(300))
         assert offsets(records, 1) == list(range(200))

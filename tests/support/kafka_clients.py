@@ -39,7 +39,7 @@ def kafka_settings(address: str, topic: str, **changes: object) -> KafkaSettings
 def new_source(settings: KafkaSettings) -> AnyKafkaSource:
     """Return a source on the machine's clock, in a process of its own if the settings say so."""
     if settings.process:
-        return ProcessKafkaSource("tested", settings, LogSettings(), SystemClock())
+        return ProcessKafkaSource(settings, LogSettings(), SystemClock())
     return KafkaSource(settings, SystemClock())
 
 

@@ -1,4 +1,4 @@
-"""The process of a Kafka consumer without Kafka: a log that has three records a poll, and dies at the third."""
+"""The process of a Kafka consumer without Kafka: three records a poll, and death at the third poll."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ RECORDS = st.lists(
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, Channel]]:
-    """Two connected channels."""
+    """Make two connected channels."""
     one, other = (Channel(end) for end in socket.socketpair())
     yield one, other
     one.close()

@@ -35,7 +35,7 @@ class Rig:
         settings = KafkaSettings.model_validate(
             {"bootstrap_servers": ["kafka:9092"], "topic": PLACE.topic, "security": SECURITY}
         )
-        self.source = ProcessKafkaSource("pets", settings, LogSettings(), self.clock, self.seen.append)
+        self.source = ProcessKafkaSource(settings, LogSettings(), self.clock, self.seen.append)
         self.source.command = (sys.executable, "-m", "tests.support.scripted_source")
 
     def offsets(self) -> list[int]:
@@ -53,7 +53,7 @@ class Rig:
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    """A source that is closed whatever happens."""
+    """Make a source that is closed whatever happens."""
     made = Rig()
     yield made
     made.source.close()
@@ -99,7 +99,7 @@ def test_a_process_that_hangs_is_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch
     assert rig.source.pid is not None
     os.kill(rig.source.pid, signal.SIGSTOP)
     monkeypatch.setattr(process, "ANSWER_SECONDS", 0.1)
-    with pytest.raises(SourceUnavailable, match="did not answer .signal 9"):
+    with pytest.raises(SourceUnavailable, match=r"did not answer \(signal 9"):
         rig.source.poll(0.0, 10)
 
 

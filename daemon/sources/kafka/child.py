@@ -21,8 +21,8 @@ import structlog
 
 from daemon.clock import SystemClock
 from daemon.errors import DaemonError
+from daemon.interpreter import SWITCH_SECONDS
 from daemon.logs import configure_logging
-from daemon.runtime_threads import SWITCH_SECONDS
 from daemon.settings import KafkaSource as KafkaSettings
 from daemon.settings import LogSettings
 from daemon.sources.base import Record
@@ -121,7 +121,6 @@ def main() -> None:
     settings, _ = requests.receive()
     given = json.loads(settings)
     configure_logging(LogSettings.model_validate(given["log"]))
-    structlog.contextvars.bind_contextvars(stream=given["stream"])
 
     def tell(facts: KafkaFacts) -> None:
         notices.send(pack_status(facts, source.lag()))

@@ -24,12 +24,10 @@ class ChildProcess:
 
     Args:
         command: what to start.
-        given: its first message.
         on_notice: told what it says without being asked, from a thread of this object's.
     """
 
-    def __init__(self, command: Sequence[str], given: str, on_notice: Callable[[Any], None]) -> None:
-        # Not in the arguments or the environment, which other processes may read: there are secrets in it.
+    def __init__(self, command: Sequence[str], on_notice: Callable[[Any], None]) -> None:
         requests, its_requests = socket.socketpair()
         notices, its_notices = socket.socketpair()
         with its_requests, its_notices:
@@ -40,12 +38,22 @@ class ChildProcess:
         self._on_notice = on_notice
         self._listener = threading.Thread(target=self._listen, name="kafka-notices", daemon=True)
         self._listener.start()
-        self._send(given)
 
     @property
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    def tell(self, message: object) -> None:
+        """Send a message; nothing is waited for.
+
+        Raises:
+            ChildGone: there is nobody to hear it.
+        """
+        try:
+            self._requests.send(message)
+        except OSError as error:
+            raise ChildGone from error
 
     def ask(self, name: str, *arguments: object) -> None:
         """Make a call; nothing is waited for.
@@ -53,7 +61,7 @@ class ChildProcess:
         Raises:
             ChildGone: there is nobody to hear it.
         """
-        self._send((name, *arguments))
+        self.tell((name, *arguments))
 
     def answer(self, timeout: float) -> tuple[Any, memoryview]:
         """Return the answer to the call made last and its blobs, waiting at most so long (s).
@@ -92,12 +100,6 @@ class ChildProcess:
         self.hang_up()
         self._listener.join()
         return f"signal {-code}" if code < 0 else f"exit status {code}"
-
-    def _send(self, message: object) -> None:
-        try:
-            self._requests.send(message)
-        except OSError as error:
-            raise ChildGone from error
 
     def _listen(self) -> None:
         try:

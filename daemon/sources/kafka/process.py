@@ -60,7 +60,6 @@ class ProcessKafkaSource:
     offsets decide, as after a restart of the daemon, once all that was handed over is stored.
 
     Args:
-        stream: named in the child's log lines.
         settings: the topic and its cluster.
         log_settings: how the child logs, to the same standard error.
         clock: time.
@@ -72,14 +71,14 @@ class ProcessKafkaSource:
 
     def __init__(
         self,
-        stream: str,
         settings: config.KafkaSource,
         log_settings: config.LogSettings,
         clock: Clock,
         on_facts: Callable[[KafkaFacts], None] | None = None,
     ) -> None:
-        given = {"stream": stream, "log": log_settings.model_dump(), "source": settings.model_dump()}
+        given = {"log": log_settings.model_dump(), "source": settings.model_dump()}
         self._given = json.dumps(given, default=plain)
+        self._log = log.bind(topic=settings.topic)
         self._clock = clock
         self._on_facts = on_facts
         # Connecting and the looks at the log have four times this long, as in `KafkaSource`.
@@ -207,8 +206,10 @@ class ProcessKafkaSource:
     def _ask_start(self) -> None:
         try:
             if self._child is None:
-                self._child = ChildProcess(self.command, self._given, self._on_notice)
-                log.info("kafka.process_started", pid=self._child.pid)
+                self._child = ChildProcess(self.command, self._on_notice)
+                # Not as argument or environment, which other processes may read: there are secrets in it.
+                self._child.tell(self._given)
+                self._log.info("kafka.process_started", pid=self._child.pid)
             self._child.ask("start", pack_offsets(self._stored))
         except ChildGone as error:
             raise self._dead("ended") from error
@@ -260,7 +261,7 @@ class ProcessKafkaSource:
         self._facts, self._lag = replace(self._facts, up=False, stalled=()), {}
         self._why_down = f"the process of the Kafka consumer {how} ({status})"
         self._start_again_at = self._clock.monotonic() + self._backoff.delay()
-        log.error("kafka.process_ended", how=how, status=status)
+        self._log.error("kafka.process_ended", how=how, status=status)
         return SourceUnavailable(f"{self._why_down}; it is started again")
 
     # -- what it knows about itself
