@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
 import signal
@@ -27,7 +26,7 @@ from daemon.control_topic import ControlTopic
 from daemon.events.outbox import OutboxEvents
 from daemon.events.publisher import EventPublisher
 from daemon.intake import Intake
-from daemon.interpreter import SWITCH_SECONDS
+from daemon.interpreter import SWITCH_SECONDS, keep_what_is_there, release_what_is_there
 from daemon.live import LiveGenerations
 from daemon.liveness import topics_check, turn_check
 from daemon.messages.dead_letter import dead_letter_topic
@@ -194,10 +193,7 @@ class Daemon:
         for requests in self.requests.values():
             requests.start()
         self.retention.start()
-        # What the start has built, torch's modules above all, stays: the collector need not walk through it
-        # again with every few thousand records.
-        gc.collect()
-        gc.freeze()
+        keep_what_is_there()
         log.info(
             "daemon.started",
             streams=sorted(settings.streams),
@@ -354,8 +350,7 @@ class Daemon:
         remove_address(self.settings.state_directory)
         self.topics.close()
         self.state.close()
-        # Or extension modules find their objects alive at the end of the process, and warn of leaks.
-        gc.unfreeze()
+        release_what_is_there()
         log.info("daemon.stopped")
 
     def _catch_signals(self) -> None:

@@ -17,7 +17,6 @@ happen beside it. On two cores, which the broker needs too, the bound is the sum
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import statistics
@@ -36,7 +35,7 @@ from PIL import Image
 
 from daemon.clock import SystemClock
 from daemon.intake import Intake
-from daemon.interpreter import SWITCH_SECONDS
+from daemon.interpreter import SWITCH_SECONDS, keep_what_is_there
 from daemon.messages.encode import Item, arrow_class_batch, json_class_batch, raw_message
 from daemon.messages.parse import parse_record
 from daemon.metrics import Metrics
@@ -246,8 +245,7 @@ def main() -> None:
     size = QUICK if options.quick else FULL
     # As the daemon does after its start; the bare loop gains from it too.
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.collect()
-    gc.freeze()
+    keep_what_is_there()
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as directory:
         broker = KafkaBroker(Path(directory))

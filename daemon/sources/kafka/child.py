@@ -7,7 +7,6 @@ and then leaves the group in good order: what was stored last is committed, and 
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ import structlog
 
 from daemon.clock import SystemClock
 from daemon.errors import DaemonError
-from daemon.interpreter import SWITCH_SECONDS
+from daemon.interpreter import SWITCH_SECONDS, keep_what_is_there
 from daemon.logs import configure_logging
 from daemon.settings import KafkaSource as KafkaSettings
 from daemon.settings import LogSettings
@@ -128,8 +127,7 @@ def main() -> None:
     source = KafkaSource(KafkaSettings.model_validate(given["source"]), SystemClock(), on_facts=tell)
     threading.Thread(target=_end_with_daemon, args=(outlet, source), name="daemon-watch", daemon=True).start()
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.collect()
-    gc.freeze()
+    keep_what_is_there()
     try:
         Server(source, requests).run()
     except (EOFError, OSError):
