@@ -6,13 +6,13 @@ image, its SHA-256 as its id, the holdout's choice, payloads and rows made durab
 in images a second from the moment of the first poll's records on, without those; `batched_over_bare`, too,
 is images over images of the same batched topic.
 
-The consumer has a process of its own, as in the daemon; `_source` is that of one in this process, and `_cpu`
-of ours contains the start of that process, about a second in all.
+The consumer has a process of its own, as in the daemon; `_source` is that of one in this process.
 
 Where the rest goes is measured in the same run: the processor time per image of fetching alone (`_bare_cpu`),
-of the whole (`_cpu`), and of its parts, parsing (`_parse_cpu`) and storing (`_store_cpu`), in seconds. Python
-runs one thread of a process at a time, and only waiting, hashing, checksums, SQLite and the file system
-happen beside it. On two cores, which the broker needs too, the bound is the sum of all processor time.
+of the whole (`_cpu`, also from the first poll's records on, the consumer's process included), and of its
+parts, parsing (`_parse_cpu`) and storing (`_store_cpu`), in seconds; `_broker_cpu` is Kafka's own meanwhile.
+Python runs one thread of a process at a time, and only waiting, SQLite and the file system happen beside it.
+On two cores, which the broker needs too, the bound is the sum of all processor time.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import psutil
 import structlog
 from kafka import KafkaConsumer
 from PIL import Image
@@ -57,6 +59,7 @@ STREAM = "bench"
 IMAGE_SIDE = 36
 BATCH_SAMPLES = 50
 CONTENT_TYPE = "image/png"
+CONSUMER = "daemon.sources.kafka.child"
 # What the parts are timed with, and stored of it in one transaction, as under load.
 TIMED_SAMPLES, STORED_TOGETHER = 8000, 4000
 PATIENCE_SECONDS = 300.0
@@ -75,6 +78,28 @@ QUICK = Size(samples=12_000, rounds=1, training_image_size=56)
 FULL = Size(samples=60_000, rounds=3, training_image_size=224)
 
 
+class Processor(NamedTuple):
+    """Processor seconds: of this process and the consumer's, and of the broker."""
+
+    ours: float
+    broker: float
+
+
+NOTHING = Processor(0.0, 0.0)
+
+
+def processor_seconds() -> Processor:
+    """Return what has been used so far."""
+    ours, broker = sum(os.times()[:2]), 0.0
+    for child in psutil.Process().children():
+        used = sum(child.cpu_times()[:2])
+        if child.name() == "java":
+            broker += used
+        elif CONSUMER in child.cmdline():
+            ours += used
+    return Processor(ours, broker)
+
+
 @dataclass
 class Progress:
     """Counts samples; its clock starts when the first records have been fetched."""
@@ -84,10 +109,13 @@ class Progress:
     first_count: int = 0
     first_at: float = 0.0
     last_at: float = 0.0
+    first_cpu: Processor = NOTHING
+    last_cpu: Processor = NOTHING
 
     def fetched(self, samples: int) -> None:
         """Note what one poll returned; the first one starts the clock."""
         if samples and not self.first_count:
+            self.first_cpu = processor_seconds()
             self.first_at, self.first_count = time.perf_counter(), samples
 
     def add(self, samples: int) -> None:
@@ -95,11 +123,21 @@ class Progress:
         if samples:
             self.last_at = time.perf_counter()
             self.counted += samples
+            if self.counted >= self.wanted:
+                self.last_cpu = processor_seconds()
 
     def rate(self) -> float:
         """Return samples a second after the first poll's."""
         assert self.counted == self.wanted, f"{self.counted} of {self.wanted} samples"
         return (self.counted - self.first_count) / (self.last_at - self.first_at)
+
+    def cpu(self) -> Processor:
+        """Return the processor seconds per sample after the first poll's."""
+        count = self.counted - self.first_count
+        return Processor(
+            (self.last_cpu.ours - self.first_cpu.ours) / count,
+            (self.last_cpu.broker - self.first_cpu.broker) / count,
+        )
 
 
 def png(generator: np.random.Generator) -> bytes:
@@ -133,8 +171,8 @@ def _batches(samples: Sequence[Item], build: Callable[[str, str, Sequence[Item]]
     ]
 
 
-def bare(settings: KafkaSettings, samples: int, per_record: int) -> float:
-    """Return the rate of a loop that polls and touches each value, in samples a second.
+def bare(settings: KafkaSettings, samples: int, per_record: int) -> Progress:
+    """Measure a loop that polls and touches each value.
 
     Its consumer fetches and checks as ours does.
     """
@@ -161,11 +199,11 @@ def bare(settings: KafkaSettings, samples: int, per_record: int) -> float:
     finally:
         consumer.close()
     assert size > samples * IMAGE_SIDE, "the values are not there"
-    return progress.rate()
+    return progress
 
 
-def source_alone(settings: KafkaSettings, samples: int, per_record: int) -> float:
-    """Return the rate of the Kafka source without parsing and storing: its thread, queue and commits."""
+def source_alone(settings: KafkaSettings, samples: int, per_record: int) -> Progress:
+    """Measure the Kafka source without parsing and storing: its thread, queue and commits."""
     group = settings.model_copy(update={"group_id": f"alone-{time.monotonic_ns()}"})
     source = KafkaSource(group, SystemClock())
     progress = Progress(samples)
@@ -180,7 +218,7 @@ def source_alone(settings: KafkaSettings, samples: int, per_record: int) -> floa
                 source.commit({records[-1].place: records[-1].offset + 1})
     finally:
         source.close()
-    return progress.rate()
+    return progress
 
 
 def watch(source: Source, progress: Progress, per_record: int) -> Source:
@@ -196,8 +234,8 @@ def watch(source: Source, progress: Progress, per_record: int) -> Source:
     return source
 
 
-def ours(settings: KafkaSettings, samples: int, per_record: int) -> float:
-    """Return the rate of the daemon's intake into a new state, in samples a second."""
+def ours(settings: KafkaSettings, samples: int, per_record: int) -> Progress:
+    """Measure the daemon's intake into a new state."""
     clock, progress, done = SystemClock(), Progress(samples), threading.Event()
 
     def stored(result: StoreResult) -> None:
@@ -235,7 +273,7 @@ def ours(settings: KafkaSettings, samples: int, per_record: int) -> float:
             state.close()
             topics.close()
     assert intake.failed is None, intake.failed
-    return progress.rate()
+    return progress
 
 
 def main() -> None:
@@ -278,11 +316,6 @@ def main() -> None:
             f"batched: Arrow class batches of {BATCH_SAMPLES} images, bare and ours over the same topic",
         ],
     )
-
-
-def processor_seconds() -> float:
-    """Return what this process has used, and those of its children that have ended: the consumer's is one."""
-    return sum(os.times()[:4])
 
 
 def parts_cpu(messages: Sequence[Message]) -> tuple[float, float]:
@@ -331,11 +364,11 @@ def measure(address: str, seed: int, size: Size, rates: dict[str, list[float]]) 
     for _ in range(size.rounds):
         for name, (_, per_record) in formats.items():
             for kind, measured in (("_bare", bare), ("", ours), ("_source", source_alone)):
-                begun = processor_seconds()
-                rate = measured(settings[name], size.samples, per_record)
-                cpu = (processor_seconds() - begun) / size.samples
-                rates.setdefault(f"{name}{kind}", []).append(rate)
-                rates.setdefault(f"{name}{kind}_cpu", []).append(cpu)
+                progress = measured(settings[name], size.samples, per_record)
+                used = progress.cpu()
+                rates.setdefault(f"{name}{kind}", []).append(progress.rate())
+                rates.setdefault(f"{name}{kind}_cpu", []).append(used.ours)
+                rates.setdefault(f"{name}{kind}_broker_cpu", []).append(used.broker)
     with (
         tempfile.TemporaryDirectory() as directory,
         training(Path(directory), size.training_image_size) as train,
@@ -343,7 +376,7 @@ def measure(address: str, seed: int, size: Size, rates: dict[str, list[float]]) 
         for _ in range(size.rounds):
             for name, on in (("single_idle", False), ("single_training", True)):
                 train(on)
-                rates.setdefault(name, []).append(ours(settings["single"], size.samples, 1))
+                rates.setdefault(name, []).append(ours(settings["single"], size.samples, 1).rate())
 
 
 if __name__ == "__main__":
