@@ -66,8 +66,8 @@ class KafkaSource(Section):
     delivery_timeout_seconds: float = Field(default=30.0, gt=1.0)
     """How long a produced message may take to be confirmed by all in-sync replicas."""
     process: bool = True
-    """Whether the consumer has a process of its own, where it takes no turns from parsing and serving; the
-    daemon's process saves its 70 MB or so of memory."""
+    """Whether the consumer has a process of its own, of some 70 MB, where it takes no turns from parsing and
+    serving."""
     security: KafkaSecurity = KafkaSecurity()
     """TLS and SASL."""
 
