@@ -10,7 +10,7 @@ SWITCH_SECONDS = 0.0005
 # So many more objects than the last time have the collector look at the young ones again. Intake holds some
 # seven for each of some thousand records until they are stored: with Python's own 700 it walks through them
 # again and again, and finds nothing.
-YOUNG_OBJECTS = 50_000
+YOUNG_OBJECTS = 10_000
 _PYTHONS_OWN = gc.get_threshold()
 
 
