@@ -10,8 +10,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 # A writer waits this long for another process's transaction before it gives up; ours take milliseconds.
 BUSY_SECONDS = 30.0
-# Pages beyond these come from the operating system's cache, which costs next to nothing. With 32 MiB the daemon
-# grew by 7 % from the second to the last tenth of a million records, for as long as the cache was filling.
+# Pages beyond these come from the operating system's cache, which costs next to nothing. With 32 MiB the
+# daemon grew by 7 % from the second to the last tenth of a million records: the cache was still filling.
 _CACHE_KIB = 8 * 1024
 # A checkpoint writes each changed page once, and ids are random: 2,000 samples change 1,000 pages or more, so
 # that SQLite's own 1,000 pages make one after each transaction. These are 64 MiB of write-ahead log.
