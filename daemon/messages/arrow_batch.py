@@ -108,14 +108,16 @@ def _read(reader: Any, max_rows: int) -> list[Any]:
                 f"the class batch has more than {max_rows} samples: "
                 "send fewer or raise limits.max_samples_per_message",
             )
-        batches.append(batch)
+        # One without rows is allowed, and need not have offsets.
+        if batch.num_rows:
+            batches.append(batch)
     if num_rows == 0:
         raise DeadLetter(DeadLetterReason.BAD_ENVELOPE, "the class batch has no samples")
     return batches
 
 
 def _payloads(column: Any) -> Iterator[bytes]:
-    """Yield the cells of a checked column of binary data, nothing for null.
+    """Yield the cells of a checked column of binary data with rows, nothing for null.
 
     From its buffers: pyarrow makes two objects of its own for each cell.
     """
