@@ -5,7 +5,7 @@ before the state's transaction moves the offsets past them, and the log is told 
 the process anywhere and the next start reads again from the state's offsets; ids and idempotency keys
 make the repetition harmless.
 
-A transaction mostly waits for the disk, so it runs in a second thread while this one polls and parses
+A transaction runs in a second thread: while SQLite and the disk are at work, this one polls and parses
 what comes next. There is one at a time: the next begins when the previous one's outcome is known, and takes
 in all that has been parsed meanwhile, so that a slow disk has fewer transactions to wait for.
 """

@@ -50,7 +50,6 @@ def sqlite_engine(path: Path, *, read_only: bool = False) -> Engine:
         else:
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute("PRAGMA synchronous=FULL")
-            # The ids of samples are random: with SQLite's 2 MiB nearly every row reads its page again.
             cursor.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
             cursor.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         cursor.execute("PRAGMA foreign_keys=ON")

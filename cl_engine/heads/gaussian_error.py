@@ -16,21 +16,17 @@ from torch import Tensor
 DRAWS, LEAST_DRAWS = 20_000, 64
 
 
-def gaussian_error(weights: Tensor, gram: Tensor, cross: Tensor, count: Tensor) -> float:
+def gaussian_error(means: Tensor, moment: Tensor, count: Tensor) -> float:
     """Return the expected number of samples whose best score is not their own class's.
 
     Args:
-        weights: of the head, float64 (D + 1, C), the intercept last.
-        gram: sum of f f' over the samples, float64 (D + 1, D + 1), f with a constant 1 appended.
-        cross: sum of f by class, float64 (D + 1, C).
+        means: the mean scores of each class's samples, float64 (C, C), a column a class.
+        moment: sum of s s' over the samples' scores s, float64 (C, C).
         count: samples by class, int64 (C,).
     """
     classes = (count > 0).nonzero().squeeze(1)
-    number = count.to(cross.device).double()
-    means = cross / number.clamp(min=1)
-    scores = weights.T @ means
-    # The scatter within classes, seen through the head: W' (G - sum of n m m') W.
-    within = weights.T @ gram @ weights - (scores * number) @ scores.T
+    # The scatter within classes: what is left of all once the classes' means are taken off.
+    within = moment - (means * count.to(means.device)) @ means.T
     freedom = max(int(count.sum()) - len(classes), 1)
     values, vectors = torch.linalg.eigh((within + within.T) / (2 * freedom))
     spread = vectors * values.clamp(min=0).sqrt()
@@ -39,6 +35,6 @@ def gaussian_error(weights: Tensor, gram: Tensor, cross: Tensor, count: Tensor) 
     noise = normal.to(spread.device) @ spread.T
     wrong = 0.0
     for column in classes.tolist():
-        found = (noise + scores[:, column]).argmax(dim=1)
+        found = (noise + means[:, column]).argmax(dim=1)
         wrong += float((found != column).double().mean()) * int(count[column])
     return wrong

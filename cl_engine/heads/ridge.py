@@ -144,9 +144,10 @@ class RidgeStatistics:
         for fold in range(FOLDS):
             gram, cross, count = self.gram[fold], self.cross[fold], self.count[fold]
             weights = self.solve(strength, 1 - fold)
-            wrong += gaussian_error(weights, gram, cross, count)
-            fitted = (weights * (gram @ weights)).sum() - 2 * (weights * cross).sum()
-            squared += float(fitted) + float(count.sum())
+            # W'GW serves both: what the scores scatter, and its trace their squares.
+            moment, sums = weights.T @ gram @ weights, weights.T @ cross
+            wrong += gaussian_error(sums / count.clamp(min=1).to(sums.device), moment, count)
+            squared += float(moment.trace() - 2 * sums.trace()) + int(count.sum())
         return CrossValidation(wrong / samples, squared / samples)
 
     def choose_strength(self, start: float = START_STRENGTH) -> float:

@@ -40,6 +40,12 @@ def one_hot(columns: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(columns, CLASSES).double()
 
 
+def wrong_of(weights: Tensor, state: RidgeStatistics, fold: int) -> float:
+    """Count how many of a fold's samples a head is expected to get wrong."""
+    means = weights.T @ state.cross[fold] / state.count[fold].clamp(min=1)
+    return gaussian_error(means, weights.T @ state.gram[fold] @ weights, state.count[fold])
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(12)), st.lists(st.integers(0, 12), max_size=4))
 def test_neither_order_nor_sessions_matter(order: list[int], cuts: list[int]) -> None:
@@ -127,7 +133,7 @@ def test_the_classification_error_is_that_of_normal_classes(distance: float) -> 
     folds = torch.zeros_like(columns)
     state = RidgeStatistics.empty(1).updated(features, columns, folds, 2)
     half_way = torch.tensor([[-1.0, 1.0], [distance / 2, -distance / 2]], dtype=torch.float64)
-    wrong = gaussian_error(half_way, state.gram[0], state.cross[0], state.count[0])
+    wrong = wrong_of(half_way, state, 0)
     expected = NormalDist().cdf(-distance / 2)
     # 20,000 draws and 2,000 samples: 4 standard errors.
     assert wrong / 2_000 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2_000))
@@ -154,7 +160,7 @@ def test_a_class_without_samples_in_a_fold_is_not_judged() -> None:
     features, columns, folds = drawn(30)
     folds[columns == 2] = 0
     state = gathered(features, columns, folds)
-    judged = gaussian_error(state.solve(1.0, 0), state.gram[1], state.cross[1], state.count[1])
+    judged = wrong_of(state.solve(1.0, 0), state, 1)
     assert judged <= int((folds == 1).sum())
     columns, folds = torch.zeros(30, dtype=torch.int64), torch.arange(30) % 2
     alone = RidgeStatistics.empty(DIMENSIONS).updated(features, columns, folds, 1)
