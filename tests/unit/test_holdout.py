@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.state.digest import sample_digest
-from daemon.state.holdout import holdout_share, is_holdout
+from daemon.state.digest import DIGEST_BYTES, sample_digest
+from daemon.state.holdout import holdout_bound, holdout_share, is_holdout
 
 
 @given(st.text(), st.text(), st.floats(0, 1), st.floats(0, 1))
@@ -19,6 +21,15 @@ def test_a_larger_fraction_only_adds(stream: str, sample_id: str, a: float, b: f
     assert is_holdout(stream, sample_id, high) or not is_holdout(stream, sample_id, low)
     assert not is_holdout(stream, sample_id, 0.0)
     assert is_holdout(stream, sample_id, 1.0)
+
+
+@given(st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES), st.floats(0, 1))
+def test_the_bound_divides_digests_as_the_share_does(digest: bytes, fraction: float) -> None:
+    """Many samples at a time get the answers that each by itself gets, at the bound itself too."""
+    assert (digest < holdout_bound(fraction)) == (holdout_share(digest) < fraction)
+    own = holdout_share(digest)
+    assert digest >= holdout_bound(own)
+    assert digest < holdout_bound(math.nextafter(own, 1.0))
 
 
 def test_the_fraction_is_met() -> None:
