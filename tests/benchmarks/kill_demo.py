@@ -212,7 +212,7 @@ def quick_plan(kills: int, seed: int) -> Plan:
         feature_blocks=1,
         compact_epochs=1,
     )
-    return Plan(demo, classes=4, step_seconds=6.0, kills=kills, seed=seed)
+    return Plan(demo, classes=4, step_seconds=4.0, kills=kills, seed=seed)
 
 
 def full_plan(kills: int, seed: int) -> Plan:
@@ -223,7 +223,7 @@ def full_plan(kills: int, seed: int) -> Plan:
 def main() -> None:
     """Measure and report; every figure is the worst over the seeds."""
     options = parse_options("kill_demo", __doc__ or "")
-    plan, kills = (quick_plan, 4) if options.quick else (full_plan, 20)
+    plan, kills = (quick_plan, 2) if options.quick else (full_plan, 20)
     sizes = plan(0, 0).demo
     images = load_demo_images(sizes.samples_per_class, sizes.test_per_class, sizes.seed)
     with tempfile.TemporaryDirectory(prefix="accrete-kill-demo-") as root:

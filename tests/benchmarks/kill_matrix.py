@@ -41,7 +41,7 @@ class Plan:
         broker_kills, freezes: of the broker.
         outage_seconds: how long the network is away, and how long each of the two ways.
         freeze_seconds: how long the broker is stopped.
-        shared_session_seconds: how long the session takes in which a second daemon joins.
+        shared_session_seconds: how long the session takes in which a second daemon joins; None: none joins.
         steps: which ones.
     """
 
@@ -52,7 +52,7 @@ class Plan:
     freezes: int
     outage_seconds: float
     freeze_seconds: float
-    shared_session_seconds: float
+    shared_session_seconds: float | None
     steps: tuple[str, ...] = tuple(STEPS)
 
 
@@ -67,14 +67,14 @@ FULL = Plan(
     shared_session_seconds=20.0,
 )
 QUICK = Plan(
-    groups=8,
-    random_kills=3,
+    groups=6,
+    random_kills=1,
     rounds=1,
     broker_kills=1,
-    freezes=1,
+    freezes=0,
     outage_seconds=3.0,
-    freeze_seconds=4.0,
-    shared_session_seconds=20.0,
+    freeze_seconds=0.0,
+    shared_session_seconds=None,
 )
 
 
@@ -211,7 +211,7 @@ class Matrix:
         finally:
             network.close()
 
-    def two_members(self) -> None:
+    def two_members(self, session_seconds: float) -> None:
         """Let a second daemon join the group while the first is in the middle of a session.
 
         Both have states of their own. Records of all partitions go on arriving meanwhile. Of the classes that
@@ -235,10 +235,10 @@ class Matrix:
             groups,
             diverged,
             daemons=2,
-            pulse_seconds=self.plan.shared_session_seconds / CHATTER,
+            pulse_seconds=session_seconds / CHATTER,
         ) as run:
             one, other = run.daemons
-            one.start(session_seconds=self.plan.shared_session_seconds)
+            one.start(session_seconds=session_seconds)
             run.feeder.start()
             run.wait(lambda: run.feeder.begun() == 1, "the first session begins")
             other.start()
@@ -272,7 +272,8 @@ class Matrix:
         self.named_steps()
         self.broker_faults()
         self.network_outages()
-        self.two_members()
+        if self.plan.shared_session_seconds is not None:
+            self.two_members(self.plan.shared_session_seconds)
         self.second_on_one_state()
 
     @contextmanager
