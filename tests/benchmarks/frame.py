@@ -23,7 +23,7 @@ class Options:
     """What a benchmark was asked for.
 
     Attributes:
-        quick: the same measurement on less data, under 60 seconds on 2 cores.
+        quick: the same measurement on less data, about a minute on 2 cores.
         seeds: to repeat it with.
         json: where the figures go.
         command: how to run it again.
@@ -44,7 +44,7 @@ def parse_options(name: str, purpose: str, arguments: Sequence[str] | None = Non
         arguments: instead of the process's own.
     """
     parser = argparse.ArgumentParser(f"python -m tests.benchmarks.{name}", description=purpose)
-    parser.add_argument("--quick", action="store_true", help="less data, under 60 seconds on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="less data, about a minute on 2 cores")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with N seeds (default 1)")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the figures go")
     found = parser.parse_args(arguments)
