@@ -18,8 +18,9 @@ from cl_engine.backbones.blockwise import feature_width
 from cl_engine.backbones.frozen import in_batches
 from cl_engine.samples import SampleSet
 
-# 32 images of 257 tokens and width 384 need about 0.4 GiB of activations in bfloat16.
-EXTRACTION_BATCH = 32
+# 32 images of 257 tokens and width 384 need about 0.4 GiB of activations in bfloat16, 256 of them 3.2 GiB; a
+# GPU needs that many to be busy. Compiling the blocks takes a CPU as long as it saves in many minutes.
+_CPU_BATCH, _GPU_BATCH = 32, 256
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ def base_pass(
     return BaseFeatures(torch.cat(summaries, dim=1), None if continue_from is None else kept)
 
 
+def extraction_batch(device: torch.device) -> int:
+    """Return how many samples are read and passed through the frozen network at a time."""
+    return _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
+
+
 @torch.no_grad()
 def extract(
     backbone: BlockwiseBackbone,
@@ -120,7 +126,7 @@ def extract(
             on_batch(stop)
         return result
 
-    parts = in_batches(one_batch, len(chosen), EXTRACTION_BATCH, backbone.device)
+    parts = in_batches(one_batch, len(chosen), extraction_batch(backbone.device), backbone.device)
     tokens = None
     if continue_from is not None:
         tokens = torch.cat([part.tokens for part in parts if part.tokens is not None])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -43,3 +46,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         bool(probe()) for probe in (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
     )
     return torch.bfloat16 if native else torch.float32
+
+
+@contextmanager
+def float32_products(*, tf32: bool) -> Iterator[None]:
+    """Have GPUs since Ampere multiply and convolve float32 tensors in tf32, or not; a CPU never does.
+
+    PyTorch by itself does so for convolutions alone. The choice is the process's: it is put back at the end.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before

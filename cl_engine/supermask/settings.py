@@ -41,8 +41,9 @@ class SupermaskSettings(BaseModel):
     """Adam's learning rate for weights, falling to 0 along a cosine over the phase."""
     batch_size: int = Field(default=64, ge=2)
     """Samples per step."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the forward pass of training computes in; weights, scores and serving stay float32."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """What training computes in: `bfloat16` in the forward pass, `tf32` in every product, on GPUs that have
+    it (elsewhere it is `float32`). Weights, scores and serving stay float32."""
     kkt: Literal["off", "best", "always", "all"] = "off"
     """Which earlier scores a new session starts from: none, those of the best session if it beats chance,
     those of the best in any case, or the mean of all that beat chance. Other than `off`, every session

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cl_engine.backbones.precision import float32_products
 from cl_engine.errors import Diverged
 from cl_engine.learning_rate import set_cosine_rate
 from cl_engine.masks.exclusive import exclusive
@@ -134,7 +135,8 @@ def train_session(
     if resume is not None and not resumes(resume, network, inputs, labels, settings, seed):
         raise ValueError("resume belongs to another session, seed, settings or data: start without it")
     run = _Run(network, inputs, labels, settings, seed, resume, on_epoch)
-    return run.finish()
+    with float32_products(tf32=settings.precision == "tf32"):
+        return run.finish()
 
 
 def resumes(

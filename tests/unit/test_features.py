@@ -11,8 +11,8 @@ from torch.nn.functional import layer_norm
 from cl_engine import measurement
 from cl_engine.backbones.frozen import in_batches
 from cl_engine.backbones.load import weights_digest
-from cl_engine.backbones.precision import choose_device, choose_dtype
-from cl_engine.features import base_pass, extract
+from cl_engine.backbones.precision import choose_device, choose_dtype, float32_products
+from cl_engine.features import base_pass, extract, extraction_batch
 from cl_engine.samples import TensorSamples
 from tests.support.small_backbone import images, small_backbone
 
@@ -136,6 +136,29 @@ def test_automatic_choices_follow_the_hardware(monkeypatch: pytest.MonkeyPatch) 
     assert choose_device("auto").type == "cpu"
     with pytest.raises(ValueError, match="no CUDA device that torch can use"):
         choose_device("cuda:1")
+
+
+def test_larger_batches_keep_a_gpu_busy() -> None:
+    """A CPU is busy with few."""
+    assert extraction_batch(torch.device("cuda")) > extraction_batch(torch.device("cpu")) == 32
+
+
+def test_the_choice_of_tf32_is_put_back() -> None:
+    """Also after an error: what comes next in the process computes as before."""
+
+    def chosen() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    def fail(tf32: bool) -> None:
+        with float32_products(tf32=tf32):
+            assert chosen() == (tf32, tf32)
+            raise RuntimeError("training")
+
+    before = chosen()
+    for tf32 in (True, False):
+        with pytest.raises(RuntimeError, match="training"):
+            fail(tf32)
+        assert chosen() == before
 
 
 def test_wrong_names_of_devices_and_formats_are_refused() -> None:

@@ -208,6 +208,13 @@ def test_training_in_bfloat16_keeps_the_promise() -> None:
     assert {weight.dtype for weight in network.weights.values()} == {torch.float32}
 
 
+def test_tf32_changes_nothing_where_there_is_none() -> None:
+    """On a CPU the option is accepted and the bits are those of float32."""
+    network = MaskedNetwork.create(perceptron, seed=0)
+    exact, rounded = (trained(network, 1, quick(precision=name)) for name in ("float32", "tf32"))
+    assert same(exact, rounded)
+
+
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     """The error names the phase and the rate to lower."""
     inputs, labels = blobs(0)
