@@ -22,7 +22,17 @@ from daemon.clock import Clock
 from daemon.errors import DeadLetter, ServingError, SwapError
 from daemon.events.base import Events
 from daemon.messages.command_age import check_age, command_date
-from daemon.messages.control import Command, Flush, Forget, Pause, Promote, Resume, Rollback, parse_command
+from daemon.messages.control import (
+    Command,
+    Flush,
+    Forget,
+    Pause,
+    Promote,
+    Remember,
+    Resume,
+    Rollback,
+    parse_command,
+)
 from daemon.messages.dead_letter import dead_letter_message
 from daemon.messages.events import CommandEnded
 from daemon.messages.parse import Rejected
@@ -188,6 +198,8 @@ class ControlTopic(OwnerThread):
                 return f"generation {answer['generation_number']} is live"
             case Forget():
                 return str(control.forget(stream, command.label)["reason"])
+            case Remember():
+                return str(control.remember(stream, command.label)["reason"])
 
     def _refuse(self, record: Record, error: DeadLetter) -> None:
         """Make the dead letter durable, then go past the message."""

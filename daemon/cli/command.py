@@ -27,12 +27,15 @@ EVENTS_AT_ONCE = 100
 def command(
     stream: Annotated[str, typer.Argument(help="Name of the stream.")],
     name: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="flush, pause, resume, promote, rollback or forget.")
+        str,
+        typer.Argument(
+            metavar="COMMAND", help="flush, pause, resume, promote, rollback, forget or remember."
+        ),
     ],
     generation: Annotated[
         str | None, typer.Option(help="Number or digest, for promote and rollback.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Label of the class, for forget.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label of the class, for forget and remember.")] = None,
     key_file: Annotated[
         Path | None,
         typer.Option(help="File with the secret that signs the command; the configuration's if left out."),

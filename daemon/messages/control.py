@@ -74,9 +74,17 @@ class Forget(_Command):
     """Label of the class."""
 
 
-Command = Flush | Pause | Resume | Promote | Rollback | Forget
+class Remember(_Command):
+    """Let a forgotten class be learnt again, from samples that are still to come."""
+
+    command: Literal["remember"]
+    label: Annotated[str, StringConstraints(min_length=1)]
+    """Label of the class."""
+
+
+Command = Flush | Pause | Resume | Promote | Rollback | Forget | Remember
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="command")])
-NAMES = ("flush", "pause", "resume", "promote", "rollback", "forget")
+NAMES = ("flush", "pause", "resume", "promote", "rollback", "forget", "remember")
 _UNDERSTOOD = frozenset({"schema_version", "id", "stream", "sent_at", "command", "generation", "label"})
 
 

@@ -69,6 +69,7 @@ def test_a_key_file_signs_instead_of_the_configuration(
         (["s", "promote"], "--generation"),
         (["s", "flush", "--label", "cat"], "flush takes no --label"),
         (["s", "forget"], "--label"),
+        (["s", "remember"], "--label"),
         (["deaf", "flush"], "streams.deaf.control.enabled"),
         (["nowhere", "flush"], "no stream 'nowhere'"),
         (["s", "flush", "--key-file", "nowhere"], "--key-file nowhere"),

@@ -109,6 +109,7 @@ def test_every_command_is_carried_out_in_order(rig: Rig) -> None:
     rig.send("promote", generation="2")
     rig.send("rollback")
     rig.send("forget", label="cat")
+    rig.send("remember", label="cat")
     assert rig.topic().turn() == POLL_SECONDS
     assert rig.calls() == [
         ("flush", None),
@@ -117,6 +118,7 @@ def test_every_command_is_carried_out_in_order(rig: Rig) -> None:
         ("rollback", "2"),
         ("rollback", None),
         ("forget", "cat"),
+        ("remember", "cat"),
     ]
     decisions = [d for d in rig.rig.state.decisions(STREAM, 10) if d.kind == KIND]
     assert [d.policy for d in decisions][::-1] == [
@@ -126,10 +128,11 @@ def test_every_command_is_carried_out_in_order(rig: Rig) -> None:
         "promote",
         "rollback",
         "forget",
+        "remember",
     ]
     assert all(d.fired for d in decisions)
     assert decisions[-1].reason == "flush: 1 new classes"
-    assert rig.counted("done") == 6
+    assert rig.counted("done") == 7
 
 
 def test_a_command_is_carried_out_once_over_restarts(tmp_path: Path, rig: Rig) -> None:
