@@ -66,6 +66,7 @@ def bench(
     from cl_engine.bench.compare import Listener, Question, compare
     from cl_engine.bench.data import load_data
     from cl_engine.bench.report import best_on_holdout, record, summarise, table, write_json, write_plots
+    from cl_engine.bench.run import MethodRun
     from cl_engine.text_encoder import FrozenTextEncoder
 
     if not 0 < holdout < 1:
@@ -113,12 +114,20 @@ def bench(
             text = f"{method}, seed {seed}, session {session + 1}"
             progress.update(session_task, advance=1, description=text)
 
+        def told(run: MethodRun) -> None:
+            # On the way to a file there are no bars, and a comparison may take an hour.
+            progress.console.print(
+                f"{run.method}, seed {run.seed}: A_T {100 * run.figures()['a_t']:.1f}, "
+                f"{sum(run.session_seconds):.0f} s",
+                highlight=False,
+            )
+
         runs = compare(
             question,
             parts,
             network,
             feature_directory=features or cache_directory() / "features",
-            listener=Listener(lambda n: progress.advance(pass_task, n), show),
+            listener=Listener(lambda n: progress.advance(pass_task, n), show, told),
         )
     split = f"B{base}-Inc{increment}"
     title = f"{parts.name} {split}, {network.id}, {len(parts.train.labels)} training samples"

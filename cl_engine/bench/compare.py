@@ -74,10 +74,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how far it is: samples of the frozen pass, then sessions."""
+    """Who is told how far it is: samples of the frozen pass, then sessions, and each method's end."""
 
     on_samples: Callable[[int], None]
     on_session: Callable[[str, int, int], None]
+    on_run: Callable[[MethodRun], None] = lambda _: None
 
 
 def compare(
@@ -131,15 +132,16 @@ def compare(
                 if listener is not None:
                     listener.on_session(method, seed, session)
 
-            runs.append(
-                run_method(
-                    method,
-                    backbone,
-                    stream,
-                    question.options_of(method),
-                    cache,
-                    on_session=tell,
-                    transfer=question.transfer,
-                )
+            run = run_method(
+                method,
+                backbone,
+                stream,
+                question.options_of(method),
+                cache,
+                on_session=tell,
+                transfer=question.transfer,
             )
+            runs.append(run)
+            if listener is not None:
+                listener.on_run(run)
     return runs

@@ -21,6 +21,7 @@ from cl_engine.bench.feature_files import warm
 from cl_engine.bench.joint import JointSettings, train_jointly
 from cl_engine.bench.memory import PeakMemory
 from cl_engine.bench.report import table
+from cl_engine.bench.run import MethodRun
 from cl_engine.bench.stream import Stream, split_classes
 from cl_engine.cached_features import CachedExtract
 from cl_engine.errors import InputError
@@ -204,9 +205,11 @@ def test_every_method_runs_and_is_measured(pictures: Path) -> None:
     asked = question(*methods)
     asked = replace(asked, options={**asked.options, "exssnet": {"hidden": [16], "outputs": 4, "epochs": 2}})
     data, backbone = loaded(pictures), small_backbone()
-    listener = Listener(samples.append, lambda *what: told.append(what))
+    ended: list[MethodRun] = []
+    listener = Listener(samples.append, lambda *what: told.append(what), ended.append)
     runs = compare(asked, data, backbone, listener=listener)
     assert [run.method for run in runs] == list(methods)
+    assert ended == runs
     assert told == [(method, 1, session) for method in methods for session in range(3)]
     assert sum(samples) == CLASSES * 30
     for run in runs:
@@ -298,7 +301,7 @@ def test_the_command_line(
         cli.main("accrete bench", arguments)
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert "sgds" in shown
+    assert "sgds, seed 1994: A_T" in shown
     assert "On samples held out of training," in shown
     content = json.loads(output.read_text())
     assert content["seeds"] == [1993, 1994]
