@@ -18,6 +18,8 @@ from cl_engine.errors import EngineError
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 DEFAULT_METHODS = "ridge,slda,ncm,finetune,sgds,joint"
 FIRST_SEED = 1993
+# Columns of a table with forward transfer and spreads, and some to spare.
+_FILE_WIDTH = 120
 IMAGES, TEXTS = "vit_small_patch14_dinov2.lvd142m", "all-MiniLM-L6-v2"
 
 
@@ -83,6 +85,9 @@ def bench(
     )
     question.check()
     console = Console()
+    if not console.is_terminal:
+        # A file has no edge, and the table must not be cut at that of a narrow terminal.
+        console.width = max(console.width, _FILE_WIDTH)
     network = load_backbone(
         backbone or (TEXTS if data in text_sets() else IMAGES),
         image_size=image_size,

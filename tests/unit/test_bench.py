@@ -302,6 +302,7 @@ def test_the_command_line(
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert "sgds, seed 1994: A_T" in shown
+    assert "…" not in shown, "a column of the table is cut"
     assert "On samples held out of training," in shown
     content = json.loads(output.read_text())
     assert content["seeds"] == [1993, 1994]
