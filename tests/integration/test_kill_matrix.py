@@ -19,7 +19,7 @@ PLAN = Plan(
     freezes=0,
     outage_seconds=0.0,
     freeze_seconds=0.0,
-    shared_session_seconds=20.0,
+    shared_session_seconds=None,
     steps=("after parse", "after store", "during a session", "during a swap, after the pointer moved"),
 )
 
@@ -32,7 +32,7 @@ def test_nothing_is_lost_doubled_or_learnt_otherwise(
     matrix.calm()
     matrix.random_moments(PLAN.random_kills, static_member=True)
     matrix.named_steps()
-    matrix.two_members()
+    matrix.two_members(session_seconds=20.0)
     matrix.second_on_one_state()
     for name, result in matrix.results.items():
         found = (result.outcome.lost, result.outcome.duplicated, result.outcome.miscounted, result.diverged)
