@@ -134,9 +134,8 @@ def train_session(
     _check_labels(network, inputs, labels)
     if resume is not None and not resumes(resume, network, inputs, labels, settings, seed):
         raise ValueError("resume belongs to another session, seed, settings or data: start without it")
-    run = _Run(network, inputs, labels, settings, seed, resume, on_epoch)
     with float32_products(tf32=settings.precision == "tf32"):
-        return run.finish()
+        return _Run(network, inputs, labels, settings, seed, resume, on_epoch).finish()
 
 
 def resumes(

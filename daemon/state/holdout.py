@@ -6,21 +6,17 @@ import math
 
 from daemon.state.digest import DIGEST_BYTES, sample_digest
 
-_BITS = 53  # A double holds so many bits exactly, so that the share is below 1 for every hash.
-
-
-def holdout_share(digest: bytes) -> float:
-    """Map a sample, by its digest, to a fixed number that is uniform in [0, 1)."""
-    return (int.from_bytes(digest[:8], "big") >> (64 - _BITS)) / float(1 << _BITS)
+# The first 53 bits of a digest are its share of 1: a double holds so many exactly.
+_BITS = 53
 
 
 def holdout_bound(fraction: float) -> bytes:
-    """Return what the digests of held-out samples sort below; for many samples this is the fast way.
+    """Return what the digests of held-out samples sort below, and no others; for many samples at a time.
 
     Args:
         fraction: from 0 to 1.
     """
-    # Scaling a double by a power of two is exact, so that this is `holdout_share` < fraction to the last bit.
+    # Scaling a double by a power of two is exact, so that a share is compared to the last bit.
     bound = math.ceil(fraction * (1 << _BITS))
     if bound == 1 << _BITS:
         # One byte longer than every digest, all of which sort below it.
@@ -34,4 +30,4 @@ def is_holdout(stream: str, sample_id: str, fraction: float) -> bool:
     A redelivered sample gets the same answer on every machine, and raising the fraction only adds
     samples to the holdout.
     """
-    return holdout_share(sample_digest(stream, sample_id)) < fraction
+    return sample_digest(stream, sample_id) < holdout_bound(fraction)

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.state.digest import DIGEST_BYTES, sample_digest
-from daemon.state.holdout import holdout_bound, holdout_share, is_holdout
+from daemon.state.holdout import holdout_bound, is_holdout
+
+
+def holdout_share(digest: bytes) -> float:
+    """Map a digest to [0, 1) as the states that there are were filled: by its first 53 bits."""
+    return (int.from_bytes(digest[:8], "big") >> 11) / float(1 << 53)
 
 
 @given(st.text(), st.text(), st.floats(0, 1), st.floats(0, 1))
