@@ -20,7 +20,7 @@ class Statistics:
     Attributes:
         ridge: fold-wise sums of the standardised features.
         prototypes: sums of unit-length features per class.
-        strength: the ridge strength chosen last.
+        strength: the penalty that the head was last solved at.
     """
 
     ridge: RidgeStatistics

@@ -120,12 +120,11 @@ class AnalyticLearner(ABC):
         self.backbone, self.settings, self._extract = backbone, settings, extract
 
     @abstractmethod
-    def solve(self, statistics: RidgeStatistics, start: float) -> tuple[Tensor, float]:
-        """Return the head's weights (M + 1, C) and the strength to start the next search from.
+    def solve(self, statistics: RidgeStatistics) -> tuple[Tensor, float]:
+        """Return the head's weights (M + 1, C) and the penalty that they were solved at.
 
         Args:
             statistics: of lifted features.
-            start: the strength chosen last.
         """
         ...
 
@@ -185,7 +184,7 @@ class AnalyticLearner(ABC):
         standard = head.standardiser(features)
         ridge = statistics.ridge.updated(self.lift(standard), columns, fold_of(data.train.ids), len(table))
         prototypes = statistics.prototypes.updated(standard, columns, len(table))
-        head, statistics = self._solved(head, ridge, prototypes, statistics.strength)
+        head, statistics = self._solved(head, ridge, prototypes)
         head = self._calibrated(head, data, column_of)
         report(Progress("head", 1.0))
         made = Generation(
@@ -221,7 +220,7 @@ class AnalyticLearner(ABC):
         lifted = self.lift(head.standardiser(features))
         ridge, residual = taken_out(before.ridge, lifted, samples.ids, column, class_id)
         prototypes = before.prototypes.without(column)
-        head, statistics = self._solved(head, ridge, prototypes, before.strength)
+        head, statistics = self._solved(head, ridge, prototypes)
         made = without_class(
             generation,
             class_id,
@@ -277,9 +276,9 @@ class AnalyticLearner(ABC):
         return head, Statistics(ridge, PrototypeStatistics.empty(dimensions), START_STRENGTH)
 
     def _solved(
-        self, head: Head, ridge: RidgeStatistics, prototypes: PrototypeStatistics, start: float
+        self, head: Head, ridge: RidgeStatistics, prototypes: PrototypeStatistics
     ) -> tuple[Head, Statistics]:
-        weights, strength = self.solve(ridge, start)
+        weights, strength = self.solve(ridge)
         means = prototypes.prototypes().to(self.backbone.device)
         return (
             replace(head, weights=weights.float(), prototypes=means),

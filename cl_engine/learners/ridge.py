@@ -32,7 +32,7 @@ class RidgeLearner(AnalyticLearner):
     ) -> None:
         super().__init__(backbone, settings or RidgeSettings(), extract)
 
-    def solve(self, statistics: RidgeStatistics, start: float) -> tuple[Tensor, float]:
-        """Solve at the strength of least cross-validation error near the last one."""
-        strength = statistics.choose_strength(start)
+    def solve(self, statistics: RidgeStatistics) -> tuple[Tensor, float]:
+        """Solve at the strength that cross-validation chooses."""
+        strength = statistics.choose_strength()
         return statistics.solve(strength), strength

@@ -33,6 +33,6 @@ class SLDALearner(AnalyticLearner):
     ) -> None:
         super().__init__(backbone, settings or SLDASettings(), extract)
 
-    def solve(self, statistics: RidgeStatistics, start: float) -> tuple[Tensor, float]:
-        """Return the discriminants at the set shrinkage; there is no strength to search for."""
-        return lda_weights(statistics, self.settings.shrinkage), start
+    def solve(self, statistics: RidgeStatistics) -> tuple[Tensor, float]:
+        """Solve for the discriminants at the set shrinkage."""
+        return lda_weights(statistics, self.settings.shrinkage), self.settings.shrinkage

@@ -48,7 +48,7 @@ def forget_class(
     base = extract(backbone, samples, feature_blocks, first)
     features = standardiser(adapted_base(backbone, base, feature_blocks, before.shared).features)
     ridge, residual = taken_out(state.ridge, features, samples.ids, column, class_id)
-    strength = ridge.choose_strength(state.strength)
+    strength = ridge.choose_strength()
     kept = torch.arange(len(before.class_subspace)) != column
     prototypes = state.prototypes.without(column)
     exemplars = None if state.exemplars is None else state.exemplars.without(column)

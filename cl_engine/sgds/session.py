@@ -134,11 +134,10 @@ class Session:
         # statistics take them in last.
         fitted = ~self.validation
         ridge = self.state.ridge.updated(self.standard[fitted], self.columns[fitted], folds[fitted], classes)
-        strength = self.state.strength
-        unseen_weights = ridge.solve(strength).float()
+        unseen_weights = ridge.solve(self.state.strength).float()
         seen = self.validation
         ridge = ridge.updated(self.standard[seen], self.columns[seen], folds[seen], classes)
-        strength = ridge.choose_strength(strength)
+        strength = ridge.choose_strength()
         state = LearnerState(ridge, self.prototypes, self._counters(units), strength, self._exemplars())
         content = replace(
             self.content,

@@ -59,7 +59,7 @@ def forget_class(
     features = before.standardiser(extract(backbone, samples, feature_blocks).features)
     ridge, residual = taken_out(statistics.ridge, features, samples.ids, column, class_id)
     prototypes = statistics.prototypes.without(column)
-    statistics = Statistics(ridge, prototypes, ridge.choose_strength(statistics.strength))
+    statistics = Statistics(ridge, prototypes, ridge.choose_strength())
     after = replace(
         _without(before, column, seed=class_id),
         ridge_weights=ridge.solve(statistics.strength).float(),

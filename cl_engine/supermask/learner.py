@@ -299,5 +299,5 @@ def _updated(
     return Statistics(
         ridge,
         statistics.prototypes.updated(standard, columns, classes),
-        ridge.choose_strength(statistics.strength),
+        ridge.choose_strength(),
     )

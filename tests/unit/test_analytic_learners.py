@@ -74,6 +74,20 @@ def test_two_sessions_give_the_sums_of_one(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("last", [1e-2, 1e7])
+def test_the_head_is_that_of_the_sums_whatever_the_last_sessions_strength_was(
+    method: str, last: float
+) -> None:
+    """A strength that slid down over easy sessions (or up) does not draw the next one's after it."""
+    first, second = taught(method)
+    strength = torch.tensor([last], dtype=torch.float64)
+    slid = replace(first, learner_state=dict(first.learner_state) | {"strength": strength})
+    again = create(method, small_backbone(), OPTIONS[method]).learn(SESSIONS[1], slid)
+    assert again.evaluation["strength"] == second.evaluation["strength"]
+    assert torch.equal(again.tensors["weights"], second.tensors["weights"])
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_same_session_gives_the_same_digest_and_survives_the_disk(method: str, tmp_path: Path) -> None:
     """Twice the same is the same, bit for bit, and what is read again answers the same."""
     first, again = taught(method), taught(method)

@@ -167,14 +167,29 @@ def test_a_class_without_samples_in_a_fold_is_not_judged() -> None:
     assert alone.cross_validation(1.0).classification == 0
 
 
-@pytest.mark.parametrize("start", [1e-2, 1e3, 1e7, 3.0])
-def test_the_chosen_strength_is_a_minimum(start: float) -> None:
-    """No neighbour has less error than tolerated, and one that is a step up is no better."""
-    state = gathered(*drawn(60))
-    at = STRENGTHS.index(state.choose_strength(start))
+@given(st.integers(0, 40), st.integers(8, 60))
+@settings(max_examples=25, deadline=None)
+def test_the_chosen_strength_is_a_minimum(seed: int, count: int) -> None:
+    """No neighbour has less error than tolerated."""
+    state = gathered(*drawn(count, seed))
+    at = STRENGTHS.index(state.choose_strength())
     errors = [state.cross_validation(s).classification for s in STRENGTHS[max(at - 1, 0) : at + 3]]
     chosen = errors[1] if at else errors[0]
     assert chosen <= (1 + TOLERATED) * min(errors)
+
+
+def test_where_samples_pass_the_features_the_strength_is_not_the_least() -> None:
+    """As many samples in a fold as features: the unpenalised fit is at its worst and not chosen."""
+    random = torch.Generator().manual_seed(0)
+    classes, dimensions = 10, 40
+    columns = torch.arange(8 * classes) % classes
+    means = torch.randn(classes, dimensions, generator=random)
+    features = means[columns] + torch.randn(len(columns), dimensions, generator=random)
+    folds = torch.arange(len(columns)) // classes % 2
+    state = RidgeStatistics.empty(dimensions).updated(features, columns, folds, classes)
+    errors = {s: state.cross_validation(s).classification for s in STRENGTHS}
+    assert errors[STRENGTHS[0]] > 0.3
+    assert errors[state.choose_strength()] <= (1 + TOLERATED) * min(errors.values())
 
 
 def test_noise_is_penalised_and_signal_is_not() -> None:
