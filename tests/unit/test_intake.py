@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,14 +20,6 @@ from tests.support.intake_bench import Workbench, good, log_of
 from tests.support.manual_clock import ManualClock
 
 PLACE = Place(TOPIC, 0)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Workbench]:
-    """Set up a workbench for one test."""
-    bench = Workbench(tmp_path)
-    yield bench
-    bench.state.close()
 
 
 BAD = Message(b"no image", key=b"k", headers={"label": b"cat", "content-type": b"image/png"})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,14 +16,6 @@ from tests.support.ingest import TOPIC, FlakySink, ScriptedSource, broken_pixels
 from tests.support.intake_bench import Workbench, good, log_of
 
 PLACE = Place(TOPIC, 0)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Workbench]:
-    """Set up a workbench for one test."""
-    bench = Workbench(tmp_path)
-    yield bench
-    bench.state.close()
 
 
 class TestOverlap:
