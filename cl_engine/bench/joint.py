@@ -1,11 +1,14 @@
 """Joint training, the upper bound: the same adapters and the same head, with all data of all sessions.
 
 The adapters are trained on every class so far at once, and a ridge over the multi-layer features that
-they change is fitted on the same samples, its strength chosen on the holdout. It needs what a stream has
-long forgotten, so it is no method of the daemon.
+they change is fitted on the same samples; its strength, and how far to go from the frozen network to the
+trained one, are chosen on the holdout. It needs what a stream has long forgotten, so it is no method of the
+daemon.
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -28,6 +31,11 @@ class JointSettings(FineTuningSettings):
 
     feature_blocks: int = Field(default=4, ge=1)
     """CLS token and patch mean of this many of the last blocks are the features."""
+    scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.125, 0.25, 0.5, 1.0), min_length=1
+    )
+    """Factors for the output of the trained adapters, of which the best on the holdout is taken: as with
+    first-session adapters, a step of the way from the frozen network is often better than all of it."""
 
 
 class JointModel:
@@ -48,7 +56,7 @@ class JointModel:
         class_ids: tuple[int, ...],
     ) -> None:
         self._backbone, self._settings = backbone, settings
-        self._adapters = adapters
+        self._trained = self._adapters = adapters
         self._class_ids = torch.tensor(class_ids)
         self._standardiser = Standardiser(torch.zeros(1), torch.ones(1))
         self._weights = torch.zeros(0)
@@ -61,29 +69,32 @@ class JointModel:
 
     def predict(self, base: BaseFeatures) -> Tensor:
         """Return class ids, int64 (B,)."""
-        scores = ridge_scores(self._standardiser(self._features(base)), self._weights)
+        scores = ridge_scores(self._standardiser(self._features(base, self._adapters)), self._weights)
         return self._class_ids[scores.argmax(dim=1).cpu()]
 
     def fit_head(self, train: BaseFeatures, data: SessionData, held: BaseFeatures) -> None:
-        """Fit the ridge on the training samples at the strength that is best on the holdout."""
-        features = self._features(train)
-        self._standardiser = Standardiser.fit(features)
+        """Fit the ridge on the training samples, at the scale and strength that are best on the holdout."""
         columns = torch.searchsorted(self._class_ids, data.train.labels)
-        statistics = RidgeStatistics.empty(features.shape[1]).updated(
-            self._standardiser(features).cpu(), columns, fold_of(data.train.ids), len(self._class_ids)
-        )
-        judged = self._standardiser(self._features(held))
         truth = torch.searchsorted(self._class_ids, data.holdout.labels)
-        best = -1
-        for strength in TRIED:
-            weights = statistics.solve(strength).float().to(features.device)
-            right = int((ridge_scores(judged, weights).argmax(dim=1).cpu() == truth).sum())
-            if right > best:
-                best, self._weights = right, weights
+        folds, best = fold_of(data.train.ids), -1
+        for scale in self._settings.scales:
+            adapters = self._trained.scaled(scale)
+            features = self._features(train, adapters)
+            standardiser = Standardiser.fit(features)
+            statistics = RidgeStatistics.empty(features.shape[1]).updated(
+                standardiser(features).cpu(), columns, folds, len(self._class_ids)
+            )
+            judged = standardiser(self._features(held, adapters))
+            for strength in TRIED:
+                weights = statistics.solve(strength).float().to(features.device)
+                right = int((ridge_scores(judged, weights).argmax(dim=1).cpu() == truth).sum())
+                if right > best:
+                    best, self._weights = right, weights
+                    self._adapters, self._standardiser = adapters, standardiser
 
-    def _features(self, base: BaseFeatures) -> Tensor:
-        """Return the multi-layer features (N, D) under the adapters."""
-        return adapted_base(self._backbone, base, self._settings.feature_blocks, self._adapters).features
+    def _features(self, base: BaseFeatures, adapters: SharedAdapters) -> Tensor:
+        """Return the multi-layer features (N, D) under adapters."""
+        return adapted_base(self._backbone, base, self._settings.feature_blocks, adapters).features
 
 
 def train_jointly(
@@ -101,7 +112,7 @@ def train_jointly(
         Diverged: the loss is no longer finite.
         ValueError: the backbone has fewer blocks than the settings want adapters.
     """
-    only_training = FineTuningSettings(**settings.model_dump(exclude={"feature_blocks"}))
+    only_training = FineTuningSettings(**settings.model_dump(exclude={"feature_blocks", "scales"}))
     trained = FineTuningLearner(backbone, only_training, extract).learn(data, None)
     down, up = (trained.tensors[name].to(backbone.device) for name in ("down", "up"))
     model = JointModel(backbone, settings, SharedAdapters(down, up), trained.class_ids)

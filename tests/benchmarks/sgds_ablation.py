@@ -58,8 +58,12 @@ FULL_SGDS = "sgds"
 BASELINES: Mapping[str, Variant] = {
     "ridge": Variant("ridge"),
     "ridge_first_session": Variant("ridge", {"adapt_first_session": True}),
-    # Without the frozen features beside the adapted ones, as published.
-    "ridge_first_session_only": Variant("ridge", {"adapt_first_session": True, "first_session_share": 1.0}),
+    # As trained, not half the way there.
+    "ridge_first_session_whole": Variant("ridge", {"adapt_first_session": True, "first_session_scale": 1.0}),
+    # Nor with the frozen features beside the adapted ones: as published.
+    "ridge_first_session_only": Variant(
+        "ridge", {"adapt_first_session": True, "first_session_scale": 1.0, "first_session_share": 1.0}
+    ),
     "ranpac": Variant("ranpac", {"projection": 2000}),
     "ranpac_first_session": Variant("ranpac", {"projection": 2000, "adapt_first_session": True}),
     "slda": Variant("slda"),
@@ -89,9 +93,19 @@ ABLATIONS: Mapping[str, Variant] = {
     ),
     "sgds_shared_units": Variant("sgds", {"exclusive_units": False, "borrow": False}),
 }
-RIDGES = ("ridge", "ridge_first_session", "ridge_first_session_only")
+RIDGES = ("ridge", "ridge_first_session", "ridge_first_session_whole", "ridge_first_session_only")
 # What is measured on the streams that are too large for everything.
-MAIN = (*RIDGES, "slda", "ncm", "finetune", "joint", FULL_SGDS, "sgds_first_session")
+MAIN = (
+    "ridge",
+    "ridge_first_session",
+    "ridge_first_session_only",
+    "slda",
+    "ncm",
+    "finetune",
+    "joint",
+    FULL_SGDS,
+    "sgds_first_session",
+)
 WITH_EXEMPLARS = ("sgds_first_session_exemplars_2", "sgds_first_session_exemplars_5")
 
 

@@ -26,6 +26,7 @@ from cl_engine.bench.stream import Stream, split_classes
 from cl_engine.cached_features import CachedExtract
 from cl_engine.errors import InputError
 from cl_engine.features import extract
+from cl_engine.samples import TensorSamples
 from tests.support.small_backbone import SIZE, images, small_backbone
 from tests.support.small_encoder import make_encoder
 
@@ -195,6 +196,33 @@ def test_joint_training_learns_all_classes(pictures: Path, adapter_blocks: int) 
     adapters = adapter_blocks * 16 * backbone.width * 2
     head = (2 * 2 * backbone.width) * (CLASSES + 2) + CLASSES
     assert model.nbytes() == 4 * (adapters + head)
+
+
+def test_joint_training_goes_as_far_from_the_frozen_network_as_the_holdout_wants(pictures: Path) -> None:
+    """Of several scales of its adapters it takes one that is best on held-out images, the first such one."""
+    data, backbone = loaded(pictures), small_backbone()
+    everything = Stream(data, split_classes(CLASSES, 0, 2, seed=3), seed=3).everything(2)
+    # Labels drawn at random, because on the right ones every scale is right.
+    labels = torch.randint(
+        0, CLASSES, (len(everything.holdout.labels),), generator=torch.Generator().manual_seed(0)
+    )
+    held_out = everything.holdout.load(range(len(labels)))
+    everything = replace(everything, holdout=TensorSamples(held_out, labels))
+    held = extract(backbone, everything.holdout, 2, backbone.depth - 2)
+
+    def trained(*scales: float) -> tuple[float, Tensor]:
+        # A rate that spoils the network, so that the scales differ.
+        settings = JointSettings(
+            adapter_blocks=2, feature_blocks=2, epochs=4, learning_rate=0.3, scales=scales
+        )
+        model = train_jointly(backbone, everything, settings, extract)
+        found = model.predict(held)
+        return float((found == everything.holdout.labels).double().mean()), found
+
+    alone = {scale: trained(scale) for scale in (1.0, 0.5, 1e-4)}
+    assert len({accuracy for accuracy, _ in alone.values()}) > 1
+    best = max(alone, key=lambda scale: alone[scale][0])
+    assert torch.equal(trained(*alone)[1], alone[best][1])
 
 
 def test_every_method_runs_and_is_measured(pictures: Path) -> None:

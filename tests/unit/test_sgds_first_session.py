@@ -78,6 +78,26 @@ def test_the_features_are_those_of_the_network_with_adapters() -> None:
     torch.testing.assert_close(half.features, (base.features + expected) / 2, atol=1e-5, rtol=1e-5)
 
 
+def test_a_scale_is_a_step_from_the_frozen_network_to_the_trained_one() -> None:
+    """The adapters' output times the factor; what they were trained to is the same."""
+    settings = FirstSessionSettings(**{k: v for k, v in ADAPTED.items() if k != "feature_blocks"})
+    inputs, columns = images([0, 1], 8, seed=3)
+    tokens = extract(BACKBONE, TensorSamples(inputs, columns), 3, 1).tokens
+    assert tokens is not None
+    whole, quarter = (
+        train_shared_adapters(
+            BACKBONE, tokens, columns, settings.model_copy(update={"first_session_scale": scale}), seed=0
+        )
+        for scale in (1.0, 0.25)
+    )
+    assert torch.equal(quarter.down, whole.down)
+    torch.testing.assert_close(quarter.up, whole.up / 4)
+    given = torch.randn(2, 5, 16)
+    torch.testing.assert_close(
+        quarter.adapter(BACKBONE)(1, given), whole.adapter(BACKBONE)(1, given) / 4, atol=1e-6, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("method", list(OPTIONS))
 def test_adapters_are_trained_once_and_never_again(method: str) -> None:
     """Every later generation holds the first one's, bit for bit; another run gives the same digests."""
