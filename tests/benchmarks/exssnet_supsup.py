@@ -230,6 +230,11 @@ def summary(
         figures[f"{stream}_headline_gain_points"] = fmean(
             gain for d, g in zip(densities, per_density, strict=True) if d in HEADLINE for gain in g
         )
+        by_session = [_by_session(results, stream, density, seeds) for density in densities]
+        third = max(1, len(by_session[0]) // 3)
+        # Early sessions have all weights to train, late ones hardly any; all have the same epochs.
+        figures[f"{stream}_first_third_gain_points"] = [fmean(gain[:third]) for gain in by_session]
+        figures[f"{stream}_last_third_gain_points"] = [fmean(gain[-third:]) for gain in by_session]
         uniform = {
             method: [float(results[f"{stream} {method} uniform {seed}"]["a_t"]) for seed in seeds]
             for method in COMPARED
@@ -252,6 +257,19 @@ def summary(
     )
     figures["cpu_seconds"] = sum(float(result["seconds"]) for result in results.values())
     return figures
+
+
+def _by_session(
+    results: Mapping[str, Mapping[str, Any]], stream: str, density: float, seeds: Sequence[int]
+) -> list[float]:
+    """Return ExSSNeT's gain over SupSup in each session, in points, the mean over the seeds."""
+
+    def of_sessions(method: str) -> Tensor:
+        runs = [results[f"{stream} {method} {density} {seed}"]["session_a_t"] for seed in seeds]
+        return torch.tensor(runs, dtype=torch.float64).mean(dim=0)
+
+    gains: list[float] = (100 * (of_sessions("exssnet") - of_sessions("supsup"))).tolist()
+    return gains
 
 
 if __name__ == "__main__":
