@@ -6,11 +6,12 @@ factor of each class's second moment would have to be float64, n x D numbers a c
 by 6e-8 of the sum, above the 1e-6 promised once more than a dozen samples of unit scale are added up),
 and whoever asks to be forgotten would rather not have a second copy lie about.
 
-What is exact: the sums equal those of a run that never saw the class, with the same standardisation. What
-stays: the standardisation of the first session (one mean and one scale per dimension), and the sorted
-table of holdout distances behind the unknown score, which names no class. Neither holds a sample. With
-`adapt_first_session` the adapters trained on the first session stay too, and every feature is read through
-them: a class of that session leaves the sums, but not the adapters.
+What is exact: the sums equal those of a run that never saw the class, with the same standardisation, and
+so does the head, which is a function of the sums alone. What stays: the standardisation of the first
+session (one mean and one scale per dimension), and the sorted table of holdout distances behind the unknown
+score, which names no class. Neither holds a sample. With `adapt_first_session` the adapters trained on the
+first session stay too, and every feature is read through them: a class of that session leaves the sums, but
+not the adapters.
 """
 
 from __future__ import annotations

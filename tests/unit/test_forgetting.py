@@ -90,15 +90,17 @@ def test_the_sums_are_those_of_a_run_that_never_saw_the_class(method: str) -> No
     assert after.certificate["residual"] < 1e-6
 
 
-def test_with_the_same_features_the_sums_are_equal_in_float64() -> None:
-    """Where the features come out bit for bit as they went in, nothing but float64 rounding is left."""
+@pytest.mark.parametrize("method", ["ridge", "ranpac", "slda"])
+def test_with_the_same_features_sums_and_head_are_equal(method: str) -> None:
+    """Where features come out bit for bit as they went in, only rounding is left."""
     backbone = small_backbone()
     extract = CachedExtract(backbone, 2, 1)
-    learner = create("ridge", backbone, OPTIONS["ridge"], extract)
+    learner = create(method, backbone, OPTIONS[method], extract)
     first = learner.learn(SESSIONS[0], None)
     after = forget(backbone, learner.learn(SESSIONS[1], first), 4, only(SESSIONS[1], 4), extract)
     never = learner.learn(without(SESSIONS[1], 4), first)
     torch.testing.assert_close(ridge_of(after).gram, ridge_of(never).gram, atol=1e-9, rtol=0)
+    torch.testing.assert_close(after.tensors["weights"], never.tensors["weights"], atol=1e-5, rtol=0)
     inputs, _ = images(range(4), 5, seed=3)
     answers = [servable(backbone, g).predict(inputs) for g in (after, never)]
     assert torch.equal(answers[0].class_ids, answers[1].class_ids)
