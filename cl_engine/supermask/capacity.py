@@ -41,6 +41,14 @@ def capacity(network: MaskedNetwork, settings: SupermaskSettings) -> Capacity:
     )
 
 
+def session_settings(network: MaskedNetwork, settings: SupermaskSettings) -> SupermaskSettings:
+    """Return the settings of the next session: with its own `weight_share` where that shortens."""
+    if not settings.shorten_weight_phase:
+        return settings
+    free = capacity(network, settings).free_share
+    return settings.model_copy(update={"weight_share": settings.weight_share * free})
+
+
 def sessions_left(free: float, density: float, least: float) -> int:
     """Count the sessions that can start while the free share shrinks by (1 - density) with each.
 

@@ -32,7 +32,7 @@ from cl_engine.heads.statistics import Statistics, read_statistics
 from cl_engine.learners.base import Progress, ProgressListener
 from cl_engine.learners.table import check_origin, class_table
 from cl_engine.samples import SampleSet, SessionData
-from cl_engine.supermask.capacity import capacity
+from cl_engine.supermask.capacity import capacity, session_settings
 from cl_engine.supermask.certificate import certify, verify
 from cl_engine.supermask.content import Content, read_content
 from cl_engine.supermask.forgetting import forget_class
@@ -190,7 +190,7 @@ class SupermaskLearner:
         labels = torch.searchsorted(new, columns[own])
         key = self._checkpoint_key(data, previous)
         found = None if checkpoint is None else load_checkpoint(checkpoint, key)
-        before = {"mask": 0, "weights": self.settings.mask_epochs}
+        before = {"mask": 0, "weights": session_settings(network, self.settings).mask_epochs}
 
         def listen(end: EpochEnd) -> None:
             if checkpoint is not None:

@@ -39,7 +39,7 @@ from cl_engine.backbones.precision import float32_products
 from cl_engine.errors import Diverged
 from cl_engine.learning_rate import set_cosine_rate
 from cl_engine.masks.exclusive import exclusive
-from cl_engine.supermask.capacity import admit
+from cl_engine.supermask.capacity import admit, session_settings
 from cl_engine.supermask.kkt import Transfer, borrowed_scores, transfer
 from cl_engine.supermask.network import MaskedNetwork, Subnetwork, call, group, packed
 from cl_engine.supermask.scores import (
@@ -167,7 +167,7 @@ class _Run:
         self.network = network
         self.inputs = inputs
         self.labels = labels
-        self.settings = settings
+        self.settings = session_settings(network, settings)
         self.seed = seed
         self.on_epoch = on_epoch
         self.session = len(network.sessions)

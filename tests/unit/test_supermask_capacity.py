@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cl_engine.errors import CapacityExhausted
-from cl_engine.supermask.capacity import admit, capacity, sessions_left
+from cl_engine.supermask.capacity import admit, capacity, session_settings, sessions_left
 from cl_engine.supermask.network import MaskedNetwork
 from cl_engine.supermask.settings import overall_density
 from tests.support.supermasks import perceptron, quick, trained
@@ -25,6 +25,24 @@ def test_the_free_share_is_counted() -> None:
     two = capacity(trained(one, 1, quick(epochs=2)), quick())
     assert 0.6 <= two.free_share < report.free_share
     assert two.sessions_left < report.sessions_left
+
+
+def test_the_weight_phase_shortens_with_what_is_free() -> None:
+    """Half of 20 epochs while all is free, 8 of them at 80 %; without the option always half."""
+    network = MaskedNetwork.create(perceptron, seed=0)
+    one = trained(network, 1, quick(epochs=2))
+    for shorten, expected in ((False, [10, 10]), (True, [10, 8])):
+        settings = quick(epochs=20, shorten_weight_phase=shorten)
+        found = [session_settings(n, settings) for n in (network, one)]
+        assert [s.weight_epochs for s in found] == expected
+        assert [s.mask_epochs + s.weight_epochs for s in found] == [20, 20]
+
+
+@pytest.mark.parametrize("method", ["supsup", "ssnet"])
+def test_only_exssnet_shortens_its_weight_phase(method: str) -> None:
+    """The others have none, or train weights that are not free."""
+    with pytest.raises(ValueError, match=f"shorten_weight_phase is on but method is '{method}'"):
+        quick(method=method, shorten_weight_phase=True)
 
 
 @pytest.mark.parametrize(

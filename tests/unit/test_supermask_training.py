@@ -194,6 +194,19 @@ def test_epochs_are_reported_with_a_preview() -> None:
     assert ends[-1].accuracy > ends[0].accuracy
 
 
+def test_a_shortened_weight_phase_gives_its_epochs_to_the_mask() -> None:
+    """The first session as ever; the second, with 40 % of the weights free, trains them for one epoch."""
+    settings = quick(density=0.6, shorten_weight_phase=True)
+    network = MaskedNetwork.create(perceptron, seed=0)
+    for expected in (["mask"] * 3 + ["weights"] * 3, ["mask"] * 5 + ["weights"]):
+        phases: list[str] = []
+        session = len(network.sessions)
+        network = train_session(
+            network, *blobs(session), settings, on_epoch=lambda end, to=phases: to.append(end.phase)
+        ).network
+        assert phases == expected
+
+
 def test_supsup_has_the_same_epochs_in_total() -> None:
     """All of them train masks."""
     assert (quick(method="supsup").mask_epochs, quick(method="supsup").weight_epochs) == (6, 0)
