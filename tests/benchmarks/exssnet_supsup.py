@@ -49,16 +49,14 @@ class Measured:
         epochs: of both phases together.
         batch_size: samples per step.
         precision: of the forward pass in training.
-        shortened: densities at which ExSSNeT is also measured with `shorten_weight_phase`.
     """
 
     stream: SplitStream
     epochs: int
     batch_size: int
     precision: str
-    shortened: tuple[float, ...] = ()
 
-    def settings(self, method: Method, density: float, **others: object) -> SupermaskSettings:
+    def settings(self, method: Method, density: float, **others: str) -> SupermaskSettings:
         """Return the settings of a method at a density, with others in place of `SETTINGS`."""
         return SupermaskSettings.model_validate(
             {
@@ -102,8 +100,6 @@ QUICKDRAW = Measured(
     epochs=20,
     batch_size=32,
     precision="float32",
-    # Where late sessions find few free weights.
-    shortened=(0.1, 0.3, 0.5),
 )
 CLINC150 = Measured(
     SplitStream("clinc150", 10, 15, train_per_class=100, test_per_class=15, width=20, size=16),
@@ -114,7 +110,7 @@ CLINC150 = Measured(
 FULL = (CIFAR10, QUICKDRAW, CLINC150)
 QUICK = (
     replace(CIFAR10, stream=replace(CIFAR10.stream, sessions=2, train_per_class=100, test_per_class=200)),
-    replace(QUICKDRAW, stream=replace(QUICKDRAW.stream, sessions=3), shortened=()),
+    replace(QUICKDRAW, stream=replace(QUICKDRAW.stream, sessions=3)),
 )
 
 
@@ -136,9 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for method in COMPARED:
                 settings = m.settings(method, densities[0], allocation="uniform")
                 parts[f"{name} {method} uniform {seed}"] = _part(m, settings, seed)
-            for density in m.shortened:
-                settings = m.settings("exssnet", density, shorten_weight_phase=True)
-                parts[f"{name} exssnet shortened {density} {seed}"] = _part(m, settings, seed)
     loaded: dict[str, list[SessionSplit]] = {}
 
     def run(part: str) -> dict[str, Any]:
@@ -152,13 +145,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     results = measure_all(ResultCache(options.json.with_suffix(".parts.jsonl")), parts, run)
     figures = summary(results, list(measured), densities, options.seeds)
-    for name, m in measured.items():
-        if m.shortened:
-            figures[f"{name}_shortened_densities"] = list(m.shortened)
-            figures[f"{name}_shortened_exssnet_a_t"] = [
-                fmean(results[f"{name} exssnet shortened {d} {seed}"]["a_t"] for seed in options.seeds)
-                for d in m.shortened
-            ]
     notes = [f"{m.stream.described()}, {m.epochs} epochs in total" for m in streams]
     report(options, "ExSSNeT against SupSup", figures, notes)
 
