@@ -26,7 +26,7 @@ from torch import Tensor
 from cl_engine.heads.gaussian_error import gaussian_error
 
 FOLDS = 2
-# Half-decades; the search descends from `START_STRENGTH`.
+# Half-decades; the search begins at `START_STRENGTH`.
 STRENGTHS = tuple(math.pow(10.0, exponent / 2) for exponent in range(-4, 15))
 START_STRENGTH = 1e3
 # Chosen on held-out training samples of five streams.

@@ -78,9 +78,7 @@ class SupermaskSettings(BaseModel):
                 "density: use 'top_share', or method 'supsup'"
             )
         if self.shorten_weight_phase and self.method != "exssnet":
-            raise ValueError(
-                f"shorten_weight_phase is on but method is {self.method!r}: only 'exssnet' has such a phase"
-            )
+            raise ValueError(f"shorten_weight_phase is on but method is {self.method!r}: it is for 'exssnet'")
         if self.allocation == "erdos_renyi" and self.density > self.clamp:
             raise ValueError(f"density is {self.density}, above clamp {self.clamp}: no layer may keep more")
         return self
