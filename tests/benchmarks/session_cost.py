@@ -58,6 +58,8 @@ def measure(opened: OpenStream, stream: ClassStream, seed: int) -> tuple[list[fl
         units=settings.units_per_session,
         epochs=settings.explore_epochs + settings.compact_epochs,
         batch_size=settings.batch_size,
+        # The adapters as trained: to try several scales would cost passes that no comparison needs.
+        scales=(1.0,),
     )
     incremental, joint = [], []
     generation: Generation | None = None
