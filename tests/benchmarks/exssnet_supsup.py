@@ -110,7 +110,7 @@ CLINC150 = Measured(
 FULL = (CIFAR10, QUICKDRAW, CLINC150)
 QUICK = (
     replace(CIFAR10, stream=replace(CIFAR10.stream, sessions=2, train_per_class=100, test_per_class=200)),
-    replace(QUICKDRAW, stream=replace(QUICKDRAW.stream, sessions=3)),
+    replace(QUICKDRAW, stream=replace(QUICKDRAW.stream, sessions=2)),
 )
 
 
