@@ -165,7 +165,7 @@ class RidgeStatistics:
         is a second minimum below. RanPAC on CLINC150 stayed at 0.01, where 10 to 30 were right, and lost 30
         points.
         """
-        at = min(range(len(STRENGTHS)), key=lambda i: abs(math.log(STRENGTHS[i] / START_STRENGTH)))
+        at = STRENGTHS.index(START_STRENGTH)
         judged: dict[int, CrossValidation] = {}
 
         def error(index: int) -> CrossValidation:

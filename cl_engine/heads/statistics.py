@@ -20,19 +20,16 @@ class Statistics:
     Attributes:
         ridge: fold-wise sums of the standardised features.
         prototypes: sums of unit-length features per class.
-        strength: the penalty that the head was last solved at.
     """
 
     ridge: RidgeStatistics
     prototypes: PrototypeStatistics
-    strength: float
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
         return self.ridge.tensors("ridge.") | {
             "prototypes.total": self.prototypes.total,
             "prototypes.count": self.prototypes.count,
-            "strength": torch.tensor([self.strength], dtype=torch.float64),
         }
 
 
@@ -50,5 +47,4 @@ def read_statistics(generation: Generation, device: torch.device) -> Statistics:
     return Statistics(
         RidgeStatistics.read(state, "ridge.", device),
         PrototypeStatistics(state["prototypes.total"], state["prototypes.count"]),
-        float(state["strength"]),
     )

@@ -6,7 +6,6 @@ of all samples at once, in any order, and a class can be taken out of them again
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from cl_engine.features import BaseFeatures, Extract, base_pass, extract
 from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser
 from cl_engine.heads.prototypes import cosine_scores
-from cl_engine.heads.ridge import START_STRENGTH, fold_of, ridge_scores
+from cl_engine.heads.ridge import fold_of, ridge_scores
 from cl_engine.heads.statistics import Statistics, read_statistics
 from cl_engine.learners.base import Prediction, Progress, ProgressListener
 from cl_engine.learners.certificate import certify_removal, certify_sums
@@ -96,7 +95,7 @@ class Head:
         }
 
 
-class AnalyticLearner(ABC):
+class AnalyticLearner:
     """A learner whose session is one frozen pass and one linear system.
 
     Args:
@@ -119,14 +118,14 @@ class AnalyticLearner(ABC):
     ) -> None:
         self.backbone, self.settings, self._extract = backbone, settings, extract
 
-    @abstractmethod
     def solve(self, statistics: RidgeStatistics) -> tuple[Tensor, float]:
-        """Return the head's weights (M + 1, C) and the penalty that they were solved at.
+        """Return the head's weights (M + 1, C) and the penalty that they were solved at, by cross-validation.
 
         Args:
             statistics: of lifted features.
         """
-        ...
+        strength = statistics.choose_strength()
+        return statistics.solve(strength), strength
 
     def lift(self, standard: Tensor) -> Tensor:
         """Map standardised features (N, D) to those the head reads (N, M)."""
@@ -184,7 +183,7 @@ class AnalyticLearner(ABC):
         standard = head.standardiser(features)
         ridge = statistics.ridge.updated(self.lift(standard), columns, fold_of(data.train.ids), len(table))
         prototypes = statistics.prototypes.updated(standard, columns, len(table))
-        head, statistics = self._solved(head, ridge, prototypes)
+        head, strength = self._solved(head, ridge, prototypes)
         head = self._calibrated(head, data, column_of)
         report(Progress("head", 1.0))
         made = Generation(
@@ -194,8 +193,8 @@ class AnalyticLearner(ABC):
             settings=self.settings.model_dump(),
             classes=table,
             tensors=head.tensors() | self.extra_tensors(features.shape[1]),
-            learner_state=statistics.tensors(),
-            evaluation={"strength": statistics.strength},
+            learner_state=Statistics(ridge, prototypes).tensors(),
+            evaluation={"strength": strength},
             parent=None if previous is None else previous.digest,
         )
         return replace(
@@ -220,12 +219,12 @@ class AnalyticLearner(ABC):
         lifted = self.lift(head.standardiser(features))
         ridge, residual = taken_out(before.ridge, lifted, samples.ids, column, class_id)
         prototypes = before.prototypes.without(column)
-        head, statistics = self._solved(head, ridge, prototypes)
+        head, _ = self._solved(head, ridge, prototypes)
         made = without_class(
             generation,
             class_id,
             tensors=head.tensors() | self.extra_tensors(features.shape[1]),
-            learner_state=statistics.tensors(),
+            learner_state=Statistics(ridge, prototypes).tensors(),
             certificate={"forgotten": class_id, "residual": residual},
         )
         return replace(made, certificate={**certify_removal(generation, made), **made.certificate})
@@ -273,17 +272,14 @@ class AnalyticLearner(ABC):
             torch.zeros(0),
             adapters,
         )
-        return head, Statistics(ridge, PrototypeStatistics.empty(dimensions), START_STRENGTH)
+        return head, Statistics(ridge, PrototypeStatistics.empty(dimensions))
 
     def _solved(
         self, head: Head, ridge: RidgeStatistics, prototypes: PrototypeStatistics
-    ) -> tuple[Head, Statistics]:
+    ) -> tuple[Head, float]:
         weights, strength = self.solve(ridge)
         means = prototypes.prototypes().to(self.backbone.device)
-        return (
-            replace(head, weights=weights.float(), prototypes=means),
-            Statistics(ridge, prototypes, strength),
-        )
+        return replace(head, weights=weights.float(), prototypes=means), strength
 
     def _calibrated(self, head: Head, data: SessionData, column_of: Mapping[int, int]) -> Head:
         """Fit sharpness and the distance table on the holdout samples of the session's classes."""

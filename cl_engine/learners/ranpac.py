@@ -16,7 +16,6 @@ from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.errors import UnsupportedGeneration
 from cl_engine.features import Extract, extract
 from cl_engine.generation import Generation
-from cl_engine.heads import RidgeStatistics
 from cl_engine.learners.analytic import AnalyticLearner, AnalyticServable, AnalyticSettings
 from cl_engine.learners.table import check_origin
 from cl_engine.samples import SampleSet
@@ -49,11 +48,6 @@ class RanPACLearner(AnalyticLearner):
     ) -> None:
         super().__init__(backbone, settings or RanPACSettings(), extract)
         self._drawn: Tensor | None = None
-
-    def solve(self, statistics: RidgeStatistics) -> tuple[Tensor, float]:
-        """Solve at the strength that cross-validation chooses."""
-        strength = statistics.choose_strength()
-        return statistics.solve(strength), strength
 
     def lift(self, standard: Tensor) -> Tensor:
         """Project standardised features (N, D) and cut at zero, (N, M)."""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
 from cl_engine.backbones import BlockwiseBackbone
 from cl_engine.features import Extract, extract
-from cl_engine.heads import RidgeStatistics
 from cl_engine.learners.analytic import AnalyticLearner, AnalyticSettings
 
 
@@ -31,8 +28,3 @@ class RidgeLearner(AnalyticLearner):
         extract: Extract = extract,
     ) -> None:
         super().__init__(backbone, settings or RidgeSettings(), extract)
-
-    def solve(self, statistics: RidgeStatistics) -> tuple[Tensor, float]:
-        """Solve at the strength that cross-validation chooses."""
-        strength = statistics.choose_strength()
-        return statistics.solve(strength), strength

@@ -59,10 +59,9 @@ def forget_class(
     features = before.standardiser(extract(backbone, samples, feature_blocks).features)
     ridge, residual = taken_out(statistics.ridge, features, samples.ids, column, class_id)
     prototypes = statistics.prototypes.without(column)
-    statistics = Statistics(ridge, prototypes, ridge.choose_strength())
     after = replace(
         _without(before, column, seed=class_id),
-        ridge_weights=ridge.solve(statistics.strength).float(),
+        ridge_weights=ridge.solve(ridge.choose_strength()).float(),
         prototypes=prototypes.prototypes().to(backbone.device),
     )
     certificate = certify_forgetting(before, after, column)
@@ -72,7 +71,7 @@ def forget_class(
         class_id,
         tensors=tensors,
         masks={},
-        learner_state=statistics.tensors() | scores,
+        learner_state=Statistics(ridge, prototypes).tensors() | scores,
         certificate=certificate | {"forgotten": class_id, "residual": residual},
     )
 

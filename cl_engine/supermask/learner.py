@@ -27,7 +27,7 @@ from cl_engine.errors import CapacityExhausted, UnsupportedGeneration
 from cl_engine.features import Extract, extract
 from cl_engine.generation import Generation
 from cl_engine.heads import PrototypeStatistics, RidgeStatistics, Standardiser
-from cl_engine.heads.ridge import START_STRENGTH, fold_of
+from cl_engine.heads.ridge import fold_of
 from cl_engine.heads.statistics import Statistics, read_statistics
 from cl_engine.learners.base import Progress, ProgressListener
 from cl_engine.learners.table import check_origin, class_table
@@ -111,11 +111,12 @@ class SupermaskLearner:
         trained = self._train(content.network, standard, columns, new, data, previous, checkpoint, report)
         report(Progress("head", FEATURES_SHARE + TRAINING_SHARE))
         statistics = _updated(statistics, standard, columns, fold_of(data.train.ids), len(table))
+        strength = statistics.ridge.choose_strength()
         subnetwork = -1 if trained is None else len(content.network.sessions)
         outputs = torch.full((len(new),), -1) if trained is None else torch.arange(len(new))
         content = replace(
             content,
-            ridge_weights=statistics.ridge.solve(statistics.strength).float(),
+            ridge_weights=statistics.ridge.solve(strength).float(),
             prototypes=statistics.prototypes.prototypes().to(self.backbone.device),
             network=content.network if trained is None else trained.network,
             class_subnetwork=torch.cat([content.class_subnetwork, torch.full((len(new),), subnetwork)]),
@@ -133,7 +134,7 @@ class SupermaskLearner:
             classes=table,
             tensors=tensors,
             learner_state=statistics.tensors() | scores,
-            evaluation=self._described(content.network, trained, statistics),
+            evaluation=self._described(content.network, trained, strength),
             certificate=certificate,
             parent=None if previous is None else previous.digest,
         )
@@ -169,7 +170,7 @@ class SupermaskLearner:
         )
         empty = RidgeStatistics.empty(dimensions)
         ridge = replace(empty, gram=empty.gram.to(device), cross=empty.cross.to(device))
-        return content, Statistics(ridge, PrototypeStatistics.empty(dimensions), START_STRENGTH)
+        return content, Statistics(ridge, PrototypeStatistics.empty(dimensions))
 
     def _train(
         self,
@@ -236,12 +237,12 @@ class SupermaskLearner:
         return certify(network, earlier) | {"holds": True, "verified_subnetworks": verified}
 
     def _described(
-        self, network: MaskedNetwork, trained: TrainedSession | None, statistics: Statistics
+        self, network: MaskedNetwork, trained: TrainedSession | None, strength: float
     ) -> dict[str, Any]:
         """Describe the session: capacity, what the subnetwork got, and where it started from."""
         room = capacity(network, self.settings)
         described: dict[str, Any] = {
-            "ridge_strength": statistics.strength,
+            "ridge_strength": strength,
             "capacity": {"free_share": room.free_share, "sessions_left": room.sessions_left},
         }
         if trained is not None:
@@ -295,9 +296,7 @@ class SupSupLearner(SupermaskLearner):
 def _updated(
     statistics: Statistics, standard: Tensor, columns: Tensor, folds: Tensor, classes: int
 ) -> Statistics:
-    ridge = statistics.ridge.updated(standard, columns, folds, classes)
     return Statistics(
-        ridge,
+        statistics.ridge.updated(standard, columns, folds, classes),
         statistics.prototypes.updated(standard, columns, classes),
-        ridge.choose_strength(),
     )
