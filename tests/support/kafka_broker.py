@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support.kafka_libs import find_classpath
+from tests.support.stopped import stop_child
 
 LOG_SETTINGS = Path(__file__).parent / "kafka" / "log4j2.yaml"
 START_SECONDS = 90.0
@@ -105,7 +106,7 @@ class KafkaBroker:
     def freeze(self) -> None:
         """Let the process answer nothing while its connections stay open."""
         assert self._process is not None, "it does not run"
-        os.kill(self._process.pid, signal.SIGSTOP)
+        stop_child(self._process.pid)
 
     def thaw(self) -> None:
         """Undo `freeze`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from daemon.sources.kafka.facts import KafkaFacts
 from daemon.sources.kafka.process import ProcessKafkaSource
 from tests.support.manual_clock import ManualClock
 from tests.support.scripted_source import AWAY, DIES_AT, EXIT_STATUS, FACTS, GAP, LAG, PER_POLL, PLACE
+from tests.support.stopped import stop_child
 
 PATIENCE = 60.0
 PASSWORD = "hunter2"
@@ -97,7 +96,7 @@ def test_a_process_that_hangs_is_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch
     """Intake must not hang with it."""
     rig.source.start({})
     assert rig.source.pid is not None
-    os.kill(rig.source.pid, signal.SIGSTOP)
+    stop_child(rig.source.pid)
     monkeypatch.setattr(process, "ANSWER_SECONDS", 0.1)
     with pytest.raises(SourceUnavailable, match=r"did not answer \(signal 9"):
         rig.source.poll(0.0, 10)
