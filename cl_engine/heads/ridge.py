@@ -101,8 +101,13 @@ class RidgeStatistics:
 
     def without(self, column: int) -> RidgeStatistics:
         """Drop a class's column; its samples must have been taken out of the Gram matrices before."""
-        kept = torch.arange(self.count.shape[1]) != column
-        return RidgeStatistics(self.gram, self.cross[:, :, kept.to(self.cross.device)], self.count[:, kept])
+        return self.of((torch.arange(self.count.shape[1]) != column).nonzero().squeeze(1))
+
+    def of(self, columns: Tensor) -> RidgeStatistics:
+        """Keep the columns of some classes, int64 (C,); the others have no sample in the sums."""
+        return RidgeStatistics(
+            self.gram, self.cross[:, :, columns.to(self.cross.device)], self.count[:, columns]
+        )
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors by name; of the symmetric Gram matrices only the lower triangle.

@@ -2,7 +2,7 @@
 
 Only the order of classes inside the routed session changes in the second pass. So the units of a
 session can never take a sample away from another session's classes, and an earlier session's answer
-depends on later sessions only through the base head.
+depends on later sessions only through the base head; in a family (see `family`) through the family's too.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from cl_engine.shared_adapters import SharedAdapters
 
 METHOD = "sgds"
 # Fields of `Content` that are not one tensor each.
-COMPOSED = {"subspaces", "class_masks", "shared"}
+COMPOSED = {"subspaces", "class_masks", "shared", "joined"}
+FAMILY = "family."
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Content:
         sharpness: float32 (1,), factor that turns scores into calibrated log-probabilities.
         distances: float32 (K,), sorted holdout distances to the nearest prototype.
         shared: adapters of the first session, under everything since; None where it adapted nothing.
+        joined: bool (S,), subspaces that classes of later sessions have joined (see `family`); None for none.
     """
 
     mean: Tensor
@@ -56,12 +58,15 @@ class Content:
     sharpness: Tensor
     distances: Tensor
     shared: SharedAdapters | None = None
+    joined: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in COMPOSED}
         if self.shared is not None:
             named |= self.shared.tensors()
+        if self.joined is not None:
+            named["joined"] = self.joined
         return named | {
             "down": self.subspaces.down,
             "up": self.subspaces.up,
@@ -89,6 +94,7 @@ def read_content(generation: Generation) -> Content:
     shared = SharedAdapters.read(tensors, torch.device("cpu"))
     for name in () if shared is None else shared.tensors():
         del tensors[name]
+    joined = tensors.pop("joined", None)
     wanted = {f.name for f in fields(Content)} - COMPOSED | {"down", "up", "borrowed"}
     if tensors.keys() != wanted or generation.masks.keys() != {
         "input.class",
@@ -103,7 +109,11 @@ def read_content(generation: Generation) -> Content:
         tensors.pop("down"), tensors.pop("up"), tensors.pop("borrowed"), generation.masks["input.session"]
     )
     content = Content(
-        subspaces=subspaces, class_masks=generation.masks["input.class"], shared=shared, **tensors
+        subspaces=subspaces,
+        class_masks=generation.masks["input.class"],
+        shared=shared,
+        joined=joined,
+        **tensors,
     )
     if not torch.equal(subspaces.unit_masks(), generation.masks["units"]):
         raise UnsupportedGeneration(
@@ -122,6 +132,7 @@ class LearnerState:
         counters: float32 (C, L, d), activation counters A.
         strength: the ridge strength chosen last.
         exemplars: stored samples, None where none are kept.
+        families: sums of founders' subspaces over the classes of their families, by subspace.
     """
 
     ridge: RidgeStatistics
@@ -129,12 +140,15 @@ class LearnerState:
     counters: Tensor
     strength: float
     exemplars: Exemplars | None = None
+    families: Mapping[int, RidgeStatistics] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
-        exemplars = {} if self.exemplars is None else self.exemplars.tensors()
+        optional = {} if self.exemplars is None else self.exemplars.tensors()
+        for founder, statistics in self.families.items():
+            optional |= statistics.tensors(f"{FAMILY}{founder}.")
         return (
-            exemplars
+            optional
             | self.ridge.tensors("ridge.")
             | {
                 "prototypes.total": self.prototypes.total,
@@ -159,4 +173,8 @@ def read_learner_state(tensors: Mapping[str, Tensor], device: torch.device) -> L
         tensors["counters"],
         float(tensors["strength"]),
         Exemplars.read(tensors, device),
+        {
+            founder: RidgeStatistics.read(tensors, f"{FAMILY}{founder}.", device)
+            for founder in sorted({int(n.split(".")[1]) for n in tensors if n.startswith(FAMILY)})
+        },
     )

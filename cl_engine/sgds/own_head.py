@@ -19,6 +19,7 @@ from cl_engine.heads import PrototypeStatistics, Standardiser, fit_ridge, leave_
 from cl_engine.sgds.answer import AnswerNetwork
 from cl_engine.sgds.content import Content
 from cl_engine.sgds.exemplars import Exemplars
+from cl_engine.sgds.family import subspace_features
 from cl_engine.sgds.settings import SGDSSettings
 from cl_engine.sgds.training import TrainedUnits
 
@@ -79,6 +80,7 @@ class OwnHead:
             subspace_scale=torch.cat([content.subspace_scale, torch.ones(1, adapted)]),
             subspace_head=torch.cat([content.subspace_head, torch.zeros(adapted + 1, news)], dim=1),
             blend=torch.cat([content.blend, torch.zeros(1)]),
+            joined=None if content.joined is None else torch.cat([content.joined, torch.tensor([False])]),
         )
         assert samples.base.tokens is not None
         raw = self._features(content, samples.base.tokens, samples.columns)
@@ -95,20 +97,12 @@ class OwnHead:
         content = self._fitted(content, raw, columns)
         return replace(content, blend=torch.cat([content.blend[:-1], torch.tensor([blend])]))
 
-    @torch.no_grad()
     def _features(self, content: Content, tokens: Tensor, columns: Tensor) -> Tensor:
         """Return features of samples in the new subspace, each under its inference mask, (N, D2)."""
         network = AnswerNetwork(self.backbone, self.settings, content)
-        device, number = self.backbone.device, len(content.subspaces) - 1
-        parts = [
-            network.subspace_features(
-                tokens[rows.to(device)],
-                torch.full((len(rows),), number, device=device),
-                columns[rows].to(device),
-            )
-            for rows in torch.split(torch.arange(len(columns)), self.settings.batch_size)
-        ]
-        return torch.cat(parts)
+        return subspace_features(
+            network, tokens, columns, len(content.subspaces) - 1, self.settings.batch_size
+        )
 
     def _fitted(self, content: Content, raw: Tensor, columns: Tensor) -> Content:
         """Fit the new session's standardisation and head on adapted features (N, D2)."""

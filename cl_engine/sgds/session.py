@@ -25,6 +25,7 @@ from cl_engine.sgds.answer import AnswerNetwork
 from cl_engine.sgds.certificate import certify
 from cl_engine.sgds.content import METHOD, Content, LearnerState, read_learner_state
 from cl_engine.sgds.exemplars import Exemplars
+from cl_engine.sgds.family import family_of, join, subspace_features, with_family_heads
 from cl_engine.sgds.own_head import OwnHead, OwnSamples
 from cl_engine.sgds.relation import overlap_similarity_correlation
 from cl_engine.sgds.settings import SGDSSettings
@@ -96,6 +97,7 @@ class Session:
         )(base.features)
         self.prototypes = self.state.prototypes.updated(self.standard, self.columns, len(table))
         self.strategy = self._strategy()
+        self.family = self._family()
         # As many as there are new samples: what a session costs must not grow with the classes before it.
         kept = self.state.exemplars if settings.exemplars_per_class else None
         self.replayed = (
@@ -105,8 +107,8 @@ class Session:
     # -- steps
 
     def train_units(self, checkpoint: Path | None, report: ProgressListener) -> TrainedUnits | None:
-        """Run both phases; None where the session has no new class to train for."""
-        if not len(self.new_columns):
+        """Run both phases; None where the session has no new class to train for, or joins a family."""
+        if not len(self.new_columns) or self.family is not None:
             return None
         trainer = UnitTrainer(self.backbone, self.settings, self._training_input())
         key = self._checkpoint_key()
@@ -138,7 +140,6 @@ class Session:
         seen = self.validation
         ridge = ridge.updated(self.standard[seen], self.columns[seen], folds[seen], classes)
         strength = ridge.choose_strength()
-        state = LearnerState(ridge, self.prototypes, self._counters(units), strength, self._exemplars())
         content = replace(
             self.content,
             prototypes=self.prototypes.prototypes(),
@@ -148,6 +149,13 @@ class Session:
         if units is not None:
             head = OwnHead(self.backbone, self.settings, self._own_samples())
             content = head.append(content, units, self._borrowed())
+        elif self.family is not None:
+            content = join(content, self.family, len(self.new_columns), self.settings.family_weight)
+        families = self._families(content, founded=units is not None)
+        content = with_family_heads(content, families)
+        state = LearnerState(
+            ridge, self.prototypes, self._counters(units), strength, self._exemplars(), families
+        )
         # Contiguous, so that the products in memory and after a load take the same path, bit for bit.
         content = replace(content, base_weights=ridge.solve(strength).float().cpu().contiguous())
         content = self._calibrated(content)
@@ -184,8 +192,42 @@ class Session:
         )
         return with_decision(decided, self.settings.decision, old)
 
+    def _family(self) -> int | None:
+        """Return the founder's subspace of the family that the session joins."""
+        if not len(self.new_columns) or not self.settings.families:
+            return None
+        means = self.prototypes.prototypes()
+        return family_of(
+            means[self.new_columns],
+            means[: len(self.content.class_subspace)],
+            self.content.class_subspace,
+            list(self.state.families),
+            temperature=self.settings.temperature,
+            threshold=self.settings.kinship,
+        )
+
+    def _families(self, content: Content, *, founded: bool) -> dict[int, RidgeStatistics]:
+        """Add the session's samples to the sums of their families, and found one with a new subspace."""
+        families = dict(self.state.families)
+        if founded and len(families) < self.settings.families:
+            families[len(content.subspaces) - 1] = RidgeStatistics.empty(content.subspace_head.shape[0] - 1)
+        subspaces, folds = content.class_subspace[self.columns], fold_of(self.data.train.ids)
+        network = AnswerNetwork(self.backbone, self.settings, content) if families else None
+        for founder, statistics in families.items():
+            rows = (subspaces == founder).nonzero().squeeze(1)
+            assert network is not None
+            assert self.base.tokens is not None
+            features = self.standard[:0, :0].new_zeros(0, content.subspace_head.shape[0] - 1)
+            if len(rows):
+                tokens, columns = self.base.tokens[rows.to(self.backbone.device)], self.columns[rows]
+                features = subspace_features(network, tokens, columns, founder, self.settings.batch_size)
+            families[founder] = statistics.updated(
+                features, self.columns[rows], folds[rows], len(content.class_subspace)
+            )
+        return families
+
     def _borrowed(self) -> int | None:
-        if self.strategy is None or not self.settings.borrow:
+        if self.strategy is None or self.family is not None or not self.settings.borrow:
             return None
         return session_to_borrow(self.strategy, self.content.class_subspace, len(self.content.subspaces))
 
@@ -237,12 +279,24 @@ class Session:
         )
 
     def _counters(self, units: TrainedUnits | None) -> Tensor:
-        new = self.state.counters[:0] if units is None else units.counters
-        return torch.cat([self.state.counters, new])
+        """Append those of the new classes; what joins a family lives on the activations of its classes."""
+        counters = self.state.counters
+        if units is not None:
+            return torch.cat([counters, units.counters])
+        if self.family is None:
+            return counters
+        kin = counters[self.content.class_subspace == self.family].mean(dim=0)
+        return torch.cat([counters, kin.expand(len(self.new_columns), -1, -1)])
 
     def _class_masks(self, units: TrainedUnits | None) -> Tensor:
-        new = self.content.class_masks[:0] if units is None else units.class_masks
-        return torch.cat([self.content.class_masks, new])
+        """Append those of the new classes; what joins a family has its session's."""
+        masks = self.content.class_masks
+        if units is not None:
+            return torch.cat([masks, units.class_masks])
+        if self.family is None:
+            return masks
+        own = self.content.subspaces.input_masks[self.family]
+        return torch.cat([masks, own.expand(len(self.new_columns), -1, -1)])
 
     def _own_samples(self) -> OwnSamples:
         """Select the samples of new classes: those of known ones only refresh the exact statistics."""
@@ -304,7 +358,8 @@ class Session:
             "s_old": [round(v, 6) for v in self.strategy.s_old.tolist()],
             "s_new": [round(v, 6) for v in self.strategy.s_new.tolist()],
             "borrowed": self._borrowed(),
-            "blend": float(content.blend[-1]),
+            "family": self.family,
+            "blend": float(content.blend[content.class_subspace[-1]]),
             "overlap_similarity_correlation": overlap_similarity_correlation(
                 content.class_masks, content.prototypes
             ),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from cl_engine.assets import cache_directory
 from cl_engine.backbones import BlockwiseBackbone, load_backbone
@@ -23,14 +30,15 @@ class ClassStream:
     """One stream.
 
     Attributes:
-        data: name in the asset catalogue.
+        data: name in the asset catalogue, or several with `+` between them: then no session has classes of
+            two of them, and the sessions come in an order that the seed draws.
         size: side of the images, pixels.
         classes_per_session: the N of B0-IncN.
         train_per_class: training samples a class.
         held_per_class: more training images a class, held out of training for the choices learners make.
         judge_per_class: samples a class that results are judged on.
         judge: `test` images, or as many more `held-out` training images, for every choice of settings.
-        classes: how many of the data set's classes, None for all.
+        classes: at most how many classes of a data set, None for all.
         feature_blocks: last blocks that every method reads.
         adapter_blocks: last blocks that have an adapter, in every method that has any.
     """
@@ -56,18 +64,28 @@ class OpenStream:
         data: training, held-out and judging samples.
         cache: the frozen pass over all of them.
         classes_per_session: the N of B0-IncN.
+        sources: class ids of each data set.
     """
 
     backbone: BlockwiseBackbone
     data: BenchData
     cache: CachedExtract
     classes_per_session: int
+    sources: tuple[range, ...]
 
     def stream(self, seed: int) -> Stream:
         """Return the sessions of one class order."""
         number = FIRST_SEED + seed
-        sessions = split_classes(len(self.data.class_names), 0, self.classes_per_session, number)
-        return Stream(self.data, sessions, number)
+        sessions: list[tuple[int, ...]] = []
+        for source in self.sources:
+            if len(source) == self.classes_per_session:
+                sessions.append(tuple(source))
+                continue
+            split = split_classes(len(source), 0, self.classes_per_session, number)
+            sessions.extend(tuple(source[c] for c in own) for own in split)
+        if len(self.sources) > 1:
+            random.Random(number).shuffle(sessions)
+        return Stream(self.data, tuple(sessions), number)
 
 
 def open_stream(stream: ClassStream, features: Path | None = None) -> OpenStream:
@@ -79,16 +97,60 @@ def open_stream(stream: ClassStream, features: Path | None = None) -> OpenStream
     """
     backbone = load_backbone(IMAGES, image_size=stream.size)
     assert isinstance(backbone, BlockwiseBackbone)
-    data = _data(stream)
+    data, sources = _data(stream)
     first = backbone.depth - stream.adapter_blocks
     cache = CachedExtract(backbone, stream.feature_blocks, first)
     directory = cache_directory() / "features" if features is None else features
     for part in (data.train, data.holdout, data.test):
         warm(cache, part, directory)
-    return OpenStream(backbone, data, cache, stream.classes_per_session)
+    return OpenStream(backbone, data, cache, stream.classes_per_session, sources)
 
 
-def _data(stream: ClassStream) -> BenchData:
+@dataclass(frozen=True)
+class _Joined:
+    """The samples of several data sets, one after another.
+
+    Attributes:
+        parts: the data sets.
+        labels: class ids of the whole, int64 (N,).
+    """
+
+    parts: Sequence[SampleSet]
+    labels: Tensor
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """Sample ids."""
+        return [name for part in self.parts for name in part.ids]
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """Decode some samples."""
+        ends = list(accumulate(len(part.labels) for part in self.parts))
+        rows = []
+        for index in indices:
+            part = bisect_right(ends, index)
+            rows.append(self.parts[part].load([index - (ends[part - 1] if part else 0)]))
+        return torch.cat(rows)
+
+
+def _data(stream: ClassStream) -> tuple[BenchData, tuple[range, ...]]:
+    """Load the data sets and put them one after another, with the class ids of each."""
+    found = [_one(replace(stream, data=name)) for name in stream.data.split("+")]
+    starts = list(accumulate((len(data.class_names) for data in found), initial=0))
+    sources = tuple(range(start, stop) for start, stop in pairwise(starts))
+    if len(found) == 1:
+        return found[0], sources
+
+    def joined(part: Callable[[BenchData], SampleSet]) -> SampleSet:
+        labels = [part(data).labels + start for data, start in zip(found, starts, strict=False)]
+        return _Joined([part(data) for data in found], torch.cat(labels))
+
+    names = tuple(f"{data.name}/{name}" for data in found for name in data.class_names)
+    parts = (joined(lambda d: d.train), joined(lambda d: d.holdout), joined(lambda d: d.test))
+    return BenchData(stream.data, names, *parts), sources
+
+
+def _one(stream: ClassStream) -> BenchData:
     judged = stream.judge_per_class if stream.judge == "held-out" else 0
     held = stream.held_per_class + judged
     wanted = stream.train_per_class + held
@@ -99,7 +161,7 @@ def _data(stream: ClassStream) -> BenchData:
         test_per_class=stream.judge_per_class,
         holdout_fraction=held / wanted,
     )
-    classes = range(len(found.class_names) if stream.classes is None else stream.classes)
+    classes = range(min(len(found.class_names), stream.classes or len(found.class_names)))
     train, holdout, test = (_of_classes(part, classes) for part in (found.train, found.holdout, found.test))
     if judged:
         choice = _first_of_each(holdout, stream.held_per_class)

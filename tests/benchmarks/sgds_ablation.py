@@ -172,15 +172,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finished = ResultCache(options.json.with_suffix(".parts.jsonl"))
     figures: dict[str, Figure] = {}
     for number, part in enumerate(parts, start=1):
-        figures |= _figures(part, _runs(part, options, finished))
+        figures |= _figures(part, run_part(part, {**BASELINES, **ABLATIONS}, options, finished))
         # After each stream: the long ones come last.
-        report(options, "SGDS and its ablations", figures, [_described(p) for p in parts[:number]])
+        report(options, "SGDS and its ablations", figures, [described(p) for p in parts[:number]])
 
 
-def _runs(part: Part, options: Options, finished: ResultCache) -> dict[str, list[dict[str, Any]]]:
-    """Measure every variant with every seed, or take what is finished."""
+def run_part(
+    part: Part, variants: Mapping[str, Variant], options: Options, finished: ResultCache
+) -> dict[str, list[dict[str, Any]]]:
+    """Measure every variant of a part with every seed, or take what is finished.
+
+    Args:
+        part: what to measure.
+        variants: by name, at least those of the part.
+        options: seeds.
+        finished: results of earlier runs.
+
+    Returns:
+        For each variant, its results by seed.
+    """
     opened: Callable[[], OpenStream] = cache(lambda: open_stream(part.stream))
-    variants = {**BASELINES, **ABLATIONS}
     wanted = {f"{name} {seed}": (name, seed) for seed in options.seeds for name in part.variants}
 
     def run(key: str) -> dict[str, Any]:
@@ -231,6 +242,7 @@ def measure(opened: OpenStream, part: Part, variant: Variant, seed: int) -> dict
         strategy = learner.generation.evaluation["strategy"]
         result["overlap_similarity_correlation"] = strategy["overlap_similarity_correlation"]
         result["blends"] = learner.generation.tensors["blend"].tolist()
+        result["families"] = len(result["blends"])
     return result | {"seconds": time.perf_counter() - started}
 
 
@@ -277,14 +289,28 @@ def shuffled(seed: int) -> Decide:
     return decide
 
 
-def _figures(part: Part, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Figure]:
+def mean_and_spread(
+    prefix: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]
+) -> dict[str, Figure]:
+    """Return mean and standard deviation over the seeds of what each variant measured.
+
+    Args:
+        prefix: of the figures' names.
+        runs: for each variant, its results by seed.
+        names: of the figures, where a variant has them.
+    """
     figures: dict[str, Figure] = {}
-    for name, results in runs.items():
-        for figure in ("a_t", "a_bar", "forgetting"):
-            values = [r[figure] for r in results if figure in r]
+    for variant, results in runs.items():
+        for name in names:
+            values = [r[name] for r in results if name in r]
             if values:
-                figures[f"{part.prefix}{name}_{figure}"] = fmean(values)
-                figures[f"{part.prefix}{name}_{figure}_spread"] = pstdev(values)
+                figures[f"{prefix}{variant}_{name}"] = fmean(values)
+                figures[f"{prefix}{variant}_{name}_spread"] = pstdev(values)
+    return figures
+
+
+def _figures(part: Part, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Figure]:
+    figures = mean_and_spread(part.prefix, runs, ("a_t", "a_bar", "forgetting"))
     for figure in (
         "overlap_similarity_correlation",
         "true_session_a_t",
@@ -306,7 +332,8 @@ def _figures(part: Part, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dic
     return figures
 
 
-def _described(part: Part) -> str:
+def described(part: Part) -> str:
+    """Say in a line what a part's stream is."""
     s = part.stream
     return (
         f"{part.prefix or s.data + ' '}: B0-Inc{s.classes_per_session} at {s.size} px, {s.train_per_class} "

@@ -1,0 +1,104 @@
+"""SGDS with families against all baselines, on streams whose sessions are of several kinds.
+
+Data sets come one after another, no session has classes of two: sketches, photographs and clothes ask for
+different features, which a first session alone cannot adapt. `one_family` lets every session join the first
+one, `sgds` none. Results are judged on test images; nothing was chosen by them. Finished runs are kept beside
+the JSON file, so that a killed benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import structlog
+
+from tests.benchmarks.class_streams import ClassStream
+from tests.benchmarks.frame import Figure, parse_options, report
+from tests.benchmarks.result_cache import ResultCache
+from tests.benchmarks.sgds_ablation import (
+    ABLATIONS,
+    BASELINES,
+    RIDGES,
+    Part,
+    Variant,
+    described,
+    mean_and_spread,
+    run_part,
+)
+
+FAMILIES: Mapping[str, Variant] = {
+    "families": Variant("sgds", {"families": 8}),
+    "families_first_session": Variant("sgds", {"families": 8, "adapt_first_session": True}),
+    # Every kinship is above this: the semantics have no say.
+    "one_family": Variant("sgds", {"families": 8, "kinship": 1e-9}),
+    "families_no_mask": Variant("sgds", {"families": 8, "mask": "none"}),
+    "families_random_mask": Variant("sgds", {"families": 8, "mask": "random"}),
+    "families_exemplars_2": Variant("sgds", {"families": 8, "exemplars_per_class": 2}),
+    "families_exemplars_5": Variant("sgds", {"families": 8, "exemplars_per_class": 5}),
+}
+VARIANTS = {**BASELINES, **ABLATIONS, **FAMILIES}
+KINDS = "cifar10+fashion_mnist+quickdraw345"
+MAIN = (*RIDGES, "slda", "joint", "sgds", "families", "one_family")
+FULL = (
+    Part(
+        "tens_",
+        ClassStream(KINDS, 56, 10, 40, 10, 50, classes=30, feature_blocks=2),
+        (*MAIN, "ncm", "ranpac", "finetune", "sgds_first_session", *list(FAMILIES)[1:]),
+        bound=False,
+    ),
+    Part("fives_", ClassStream(KINDS, 56, 5, 80, 20, 100, classes=10, feature_blocks=2), MAIN, bound=False),
+    # One kind: the streams of `sgds_ablation`.
+    Part(
+        "cifar10_",
+        ClassStream("cifar10", 56, 2, 40, 10, 100, feature_blocks=2),
+        ("ridge", "ridge_first_session", "families", "families_first_session"),
+        bound=False,
+    ),
+    Part(
+        "quickdraw345_",
+        ClassStream("quickdraw345", 56, 15, 5, 2, 5, feature_blocks=2),
+        ("ridge", "families"),
+        bound=False,
+    ),
+)
+QUICK = (
+    Part(
+        "quick_",
+        ClassStream("cifar10+fashion_mnist", 28, 5, 12, 4, 10, feature_blocks=2),
+        ("ridge", "ridge_first_session", "joint", "sgds", "families"),
+        bound=False,
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    options = parse_options("sgds_families", "SGDS with families on streams of several kinds.", arguments)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
+    parts = QUICK if options.quick else FULL
+    finished = ResultCache(options.json.with_suffix(".parts.jsonl"))
+    figures: dict[str, Figure] = {}
+    for number, part in enumerate(parts, start=1):
+        figures |= _figures(part, run_part(part, VARIANTS, options, finished))
+        report(options, "SGDS with families", figures, [described(p) for p in parts[:number]])
+
+
+def _figures(part: Part, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Figure]:
+    names = ("a_t", "a_bar", "forgetting", "seconds", "right_session_share", "true_session_a_t")
+    figures = mean_and_spread(part.prefix, runs, names)
+    a_t = {name: fmean(r["a_t"] for r in results) for name, results in runs.items()}
+    exemplar_free = [name for name in BASELINES if name in runs and name not in ("joint", "finetune")]
+    strongest = max(a_t[name] for name in exemplar_free)
+    if "joint" in a_t:
+        figures[f"{part.prefix}headroom_points"] = 100 * (a_t["joint"] - a_t["ridge"])
+    for name in runs:
+        if name not in BASELINES:
+            figures[f"{part.prefix}{name}_gain_points"] = 100 * (a_t[name] - strongest)
+    figures[f"{part.prefix}families_found"] = fmean(r["families"] for r in runs["families"])
+    return figures
+
+
+if __name__ == "__main__":
+    main()
