@@ -97,7 +97,7 @@ def open_stream(stream: ClassStream, features: Path | None = None) -> OpenStream
     """
     backbone = load_backbone(IMAGES, image_size=stream.size)
     assert isinstance(backbone, BlockwiseBackbone)
-    data, sources = _data(stream)
+    data, sources = load_sources(stream)
     first = backbone.depth - stream.adapter_blocks
     cache = CachedExtract(backbone, stream.feature_blocks, first)
     directory = cache_directory() / "features" if features is None else features
@@ -133,7 +133,7 @@ class _Joined:
         return torch.cat(rows)
 
 
-def _data(stream: ClassStream) -> tuple[BenchData, tuple[range, ...]]:
+def load_sources(stream: ClassStream) -> tuple[BenchData, tuple[range, ...]]:
     """Load the data sets and put them one after another, with the class ids of each."""
     found = [_one(replace(stream, data=name)) for name in stream.data.split("+")]
     starts = list(accumulate((len(data.class_names) for data in found), initial=0))
