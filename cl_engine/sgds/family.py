@@ -117,6 +117,8 @@ def subspace_features(
         batch_size: samples per pass.
     """
     device = tokens.device
+    if not len(columns):
+        return torch.zeros(0, network.subspace_mean.shape[1], device=device)
     parts = [
         network.subspace_features(
             tokens[rows.to(device)],

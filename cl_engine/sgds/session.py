@@ -211,18 +211,18 @@ class Session:
         families = dict(self.state.families)
         if founded and len(families) < self.settings.families:
             families[len(content.subspaces) - 1] = RidgeStatistics.empty(content.subspace_head.shape[0] - 1)
+        if not families:
+            return families
+        network = AnswerNetwork(self.backbone, self.settings, content)
         subspaces, folds = content.class_subspace[self.columns], fold_of(self.data.train.ids)
-        network = AnswerNetwork(self.backbone, self.settings, content) if families else None
+        assert self.base.tokens is not None
         for founder, statistics in families.items():
             rows = (subspaces == founder).nonzero().squeeze(1)
-            assert network is not None
-            assert self.base.tokens is not None
-            features = self.standard[:0, :0].new_zeros(0, content.subspace_head.shape[0] - 1)
-            if len(rows):
-                tokens, columns = self.base.tokens[rows.to(self.backbone.device)], self.columns[rows]
-                features = subspace_features(network, tokens, columns, founder, self.settings.batch_size)
+            tokens, columns = self.base.tokens[rows.to(self.backbone.device)], self.columns[rows]
+            features = subspace_features(network, tokens, columns, founder, self.settings.batch_size)
+            # Without any sample too: the class table has grown.
             families[founder] = statistics.updated(
-                features, self.columns[rows], folds[rows], len(content.class_subspace)
+                features, columns, folds[rows], len(content.class_subspace)
             )
         return families
 
