@@ -22,6 +22,9 @@ from cl_engine.cached_features import CachedExtract
 from cl_engine.samples import SampleSet
 
 IMAGES = "vit_small_patch14_dinov2.lvd142m"
+SMALL_IMAGES = "tiny_vit_5m_224.dist_in22k"
+# Three kinds of image.
+KINDS = "cifar10+fashion_mnist+quickdraw345"
 FIRST_SEED = 1993
 
 
@@ -41,6 +44,7 @@ class ClassStream:
         classes: at most how many classes of a data set, None for all.
         feature_blocks: last blocks that every method reads.
         adapter_blocks: last blocks that have an adapter, in every method that has any.
+        backbone: name of the frozen network.
     """
 
     data: str
@@ -53,6 +57,7 @@ class ClassStream:
     classes: int | None = None
     feature_blocks: int = 4
     adapter_blocks: int = 6
+    backbone: str = IMAGES
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def open_stream(stream: ClassStream, features: Path | None = None) -> OpenStream
         stream: which.
         features: where frozen features are kept between runs; beside the assets if None.
     """
-    backbone = load_backbone(IMAGES, image_size=stream.size)
+    backbone = load_backbone(stream.backbone, image_size=stream.size)
     assert isinstance(backbone, BlockwiseBackbone)
     data, sources = load_sources(stream)
     first = backbone.depth - stream.adapter_blocks

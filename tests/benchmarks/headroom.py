@@ -20,7 +20,7 @@ from cl_engine.bench.joint import JointSettings, train_jointly
 from cl_engine.heads import RidgeStatistics
 from cl_engine.heads.ridge import fold_of, ridge_scores
 from cl_engine.samples import SampleSet
-from tests.benchmarks.class_streams import ClassStream, OpenStream, open_stream
+from tests.benchmarks.class_streams import KINDS, SMALL_IMAGES, ClassStream, OpenStream, open_stream
 from tests.benchmarks.frame import Figure, parse_options, report
 from tests.benchmarks.result_cache import ResultCache, measure_all
 
@@ -43,31 +43,32 @@ class Candidate:
         return {"stream": asdict(self.stream), "joint": [dict(settings) for settings in self.joint]}
 
 
-def _candidate(
-    name: str, data: str, size: int, train: int, judge: int = 100, classes: int | None = None, blocks: int = 6
-) -> Candidate:
+def _candidate(name: str, data: str, size: int, train: int, judge: int = 100, **more: Any) -> Candidate:
     """Put one together; sessions do not matter, everything is learnt at once."""
-    stream = ClassStream(
-        data, size, 2, train, judge, judge, judge="held-out", classes=classes, adapter_blocks=blocks
-    )
+    held = min(judge, 40)
+    stream = ClassStream(data, size, 2, train, held, judge, judge="held-out", feature_blocks=2, **more)
     return Candidate(name, stream)
 
 
 FULL = (
-    _candidate("cifar10_56px_100", "cifar10", 56, 100),
-    _candidate("quickdraw60_56px_30", "quickdraw345", 56, 30, 10, classes=60),
     _candidate("cifar10_28px_100", "cifar10", 28, 100),
-    _candidate("quickdraw60_28px_30", "quickdraw345", 28, 30, 10, classes=60),
-    _candidate("fashion_mnist_28px_100", "fashion_mnist", 28, 100),
+    _candidate("cifar10_56px_100", "cifar10", 56, 100),
+    _candidate("cifar10_112px_40", "cifar10", 112, 40, 50),
     _candidate("fashion_mnist_56px_100", "fashion_mnist", 56, 100),
-    _candidate("cifar10_42px_100", "cifar10", 42, 100),
-    _candidate("cifar10_28px_300", "cifar10", 28, 300),
-    _candidate("cifar10_28px_300_all_blocks", "cifar10", 28, 300, blocks=12),
-    _candidate("fashion_mnist_28px_300_all_blocks", "fashion_mnist", 28, 300, blocks=12),
-    _candidate("quickdraw60_84px_30", "quickdraw345", 84, 30, 10, classes=60),
-    _candidate("cifar10_84px_100", "cifar10", 84, 100),
-    _candidate("cifar10_56px_300", "cifar10", 56, 300),
-    _candidate("quickdraw345_56px_30", "quickdraw345", 56, 30, 10),
+    _candidate("quickdraw60_28px_30", "quickdraw345", 28, 30, 20, classes=60),
+    _candidate("quickdraw60_56px_30", "quickdraw345", 56, 30, 20, classes=60),
+    _candidate("kinds_42px_30", KINDS, 42, 30, 20, classes=20),
+    _candidate("kinds_56px_30", KINDS, 56, 30, 20, classes=20),
+    _candidate(
+        "tiny_vit_quickdraw60_128px_30",
+        "quickdraw345",
+        128,
+        30,
+        20,
+        classes=60,
+        adapter_blocks=2,
+        backbone=SMALL_IMAGES,
+    ),
 )
 QUICK = (
     Candidate(

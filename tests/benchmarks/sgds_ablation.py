@@ -336,9 +336,9 @@ def described(part: Part) -> str:
     """Say in a line what a part's stream is."""
     s = part.stream
     return (
-        f"{part.prefix or s.data + ' '}: B0-Inc{s.classes_per_session} at {s.size} px, {s.train_per_class} "
-        f"training images a class, {s.judge_per_class} test images a class, features of the last "
-        f"{s.feature_blocks} blocks, adapters in the last {s.adapter_blocks}"
+        f"{part.prefix or s.data + ' '}: {s.backbone}, B0-Inc{s.classes_per_session} at {s.size} px, "
+        f"{s.train_per_class} training images a class, {s.judge_per_class} test images a class, features of "
+        f"the last {s.feature_blocks} blocks, adapters in the last {s.adapter_blocks}"
     )
 
 
