@@ -146,7 +146,7 @@ class Part:
 EVERYTHING = (*BASELINES, *ABLATIONS)
 FULL = (
     Part("", ClassStream("cifar10", 56, 2, 40, 10, 100, feature_blocks=2), EVERYTHING, bound=True),
-    Part("cifar10_112_", ClassStream("cifar10", 112, 2, 40, 10, 50, feature_blocks=2), MAIN, bound=False),
+    Part("cifar10_112_", ClassStream("cifar10", 112, 2, 40, 10, 50, feature_blocks=2), MAIN, bound=True),
     Part(
         "quickdraw345_",
         ClassStream("quickdraw345", 56, 15, 5, 2, 5, feature_blocks=2),

@@ -83,7 +83,7 @@ FULL = (
         bound=False,
     ),
     Part("fives_", ClassStream(KINDS, 56, 5, 80, 20, 100, classes=10, feature_blocks=2), MAIN, bound=False),
-    # One kind, with headroom: on held-out sketches joint training is 5.9 points above the frozen ridge.
+    # One kind, and many classes a session.
     Part(
         "quickdraw60_",
         ClassStream("quickdraw345", 56, 15, 30, 8, 30, classes=60, feature_blocks=2),
@@ -94,6 +94,21 @@ FULL = (
             "sgds",
             "sgds_first_session",
             *(name for name in FAMILIES if name != "one_family"),
+        ),
+        bound=False,
+    ),
+    # Twice as many sketches.
+    Part(
+        "quickdraw60_60_",
+        ClassStream("quickdraw345", 56, 15, 60, 10, 30, classes=60, feature_blocks=2),
+        (
+            "ridge",
+            "ridge_first_session",
+            "ridge_first_session_32",
+            "slda",
+            "joint",
+            "families",
+            "families_32",
         ),
         bound=False,
     ),
