@@ -43,7 +43,13 @@ FAMILIES: Mapping[str, Variant] = {
     "families_exemplars_2": Variant("sgds", {"families": 8, "exemplars_per_class": 2}),
     "families_exemplars_5": Variant("sgds", {"families": 8, "exemplars_per_class": 5}),
 }
-VARIANTS = {**BASELINES, **EXEMPLAR_FREE, **ABLATIONS, **FAMILIES}
+WIDE_WITH_EXEMPLARS: Mapping[str, Variant] = {
+    f"families_32_exemplars_{count}": Variant(
+        "sgds", {"families": 8, "units_per_session": 32, "exemplars_per_class": count}
+    )
+    for count in (2, 5)
+}
+VARIANTS = {**BASELINES, **EXEMPLAR_FREE, **ABLATIONS, **FAMILIES, **WIDE_WITH_EXEMPLARS}
 MAIN = (*RIDGES, "slda", "joint", "sgds", "families", "one_family")
 SMALL = (
     "ridge",
@@ -56,25 +62,6 @@ SMALL = (
     "sgds_first_session",
     "families",
 )
-
-
-def _on_tiny_vit(
-    data: str, sessions_of: int, train: int, held: int, judge: int, classes: int | None = None
-) -> ClassStream:
-    return ClassStream(
-        data,
-        128,
-        sessions_of,
-        train,
-        held,
-        judge,
-        classes=classes,
-        feature_blocks=2,
-        adapter_blocks=2,
-        backbone=SMALL_IMAGES,
-    )
-
-
 FULL = (
     Part(
         "tens_",
@@ -109,6 +96,7 @@ FULL = (
             "joint",
             "families",
             "families_32",
+            *WIDE_WITH_EXEMPLARS,
         ),
         bound=False,
     ),
@@ -132,8 +120,14 @@ FULL = (
         bound=False,
     ),
     # The other backbone; adapters fit into its last two blocks.
-    Part("tiny_vit_cifar10_", _on_tiny_vit("cifar10", 2, 40, 10, 100), SMALL, bound=False),
-    Part("tiny_vit_quickdraw60_", _on_tiny_vit("quickdraw345", 15, 30, 8, 30, 60), SMALL, bound=False),
+    Part(
+        "tiny_vit_cifar10_",
+        ClassStream(
+            "cifar10", 128, 2, 40, 10, 100, feature_blocks=2, adapter_blocks=2, backbone=SMALL_IMAGES
+        ),
+        SMALL,
+        bound=False,
+    ),
 )
 QUICK = (
     Part(
