@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cl_engine.assets import cache_directory
+from cl_engine.assets.catalogue import DINOV2_SMALL
 from cl_engine.backbones import BlockwiseBackbone, load_backbone
 from cl_engine.bench.data import BenchData, Subset, load_data
 from cl_engine.bench.feature_files import warm
@@ -21,10 +22,6 @@ from cl_engine.bench.stream import Stream, split_classes
 from cl_engine.cached_features import CachedExtract
 from cl_engine.samples import SampleSet
 
-IMAGES = "vit_small_patch14_dinov2.lvd142m"
-SMALL_IMAGES = "tiny_vit_5m_224.dist_in22k"
-# Three kinds of image.
-KINDS = "cifar10+fashion_mnist+quickdraw345"
 FIRST_SEED = 1993
 
 
@@ -57,7 +54,7 @@ class ClassStream:
     classes: int | None = None
     feature_blocks: int = 4
     adapter_blocks: int = 6
-    backbone: str = IMAGES
+    backbone: str = DINOV2_SMALL
 
 
 @dataclass(frozen=True)

@@ -43,18 +43,13 @@ class Candidate:
         return {"stream": asdict(self.stream), "joint": [dict(settings) for settings in self.joint]}
 
 
-def _candidate(name: str, data: str, size: int, train: int, judge: int = 100) -> Candidate:
+def _cifar10(size: int, train: int, held: int, judge: int) -> Candidate:
     """Put one together; sessions do not matter, everything is learnt at once."""
-    held = min(judge, 40)
-    stream = ClassStream(data, size, 2, train, held, judge, judge="held-out", feature_blocks=2)
-    return Candidate(name, stream)
+    stream = ClassStream("cifar10", size, 2, train, held, judge, judge="held-out", feature_blocks=2)
+    return Candidate(f"cifar10_{size}px_{train}", stream)
 
 
-FULL = (
-    _candidate("cifar10_28px_100", "cifar10", 28, 100),
-    _candidate("cifar10_56px_100", "cifar10", 56, 100),
-    _candidate("cifar10_112px_40", "cifar10", 112, 40, 50),
-)
+FULL = (_cifar10(28, 100, 40, 100), _cifar10(56, 100, 40, 100), _cifar10(112, 40, 40, 50))
 QUICK = (
     Candidate(
         "cifar10_28px_20", ClassStream("cifar10", 28, 2, 20, 10, 20, judge="held-out"), ({"epochs": 3},)

@@ -144,15 +144,13 @@ class Part:
 
 
 EVERYTHING = (*BASELINES, *ABLATIONS)
+CIFAR10 = ClassStream("cifar10", 56, 2, 40, 10, 100, feature_blocks=2)
+CIFAR10_112 = ClassStream("cifar10", 112, 2, 40, 10, 50, feature_blocks=2)
+QUICKDRAW345 = ClassStream("quickdraw345", 56, 15, 5, 2, 5, feature_blocks=2)
 FULL = (
-    Part("", ClassStream("cifar10", 56, 2, 40, 10, 100, feature_blocks=2), EVERYTHING, bound=True),
-    Part("cifar10_112_", ClassStream("cifar10", 112, 2, 40, 10, 50, feature_blocks=2), MAIN, bound=True),
-    Part(
-        "quickdraw345_",
-        ClassStream("quickdraw345", 56, 15, 5, 2, 5, feature_blocks=2),
-        (*MAIN, *WITH_EXEMPLARS),
-        bound=False,
-    ),
+    Part("", CIFAR10, EVERYTHING, bound=True),
+    Part("cifar10_112_", CIFAR10_112, MAIN, bound=True),
+    Part("quickdraw345_", QUICKDRAW345, (*MAIN, *WITH_EXEMPLARS), bound=False),
 )
 QUICK = (
     Part(

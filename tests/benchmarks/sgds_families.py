@@ -1,25 +1,30 @@
-"""SGDS with families against all baselines, on streams whose sessions are of several kinds.
+"""SGDS with families against the baselines, on streams of several kinds of image and of one.
 
-Data sets come one after another, no session has classes of two: sketches, photographs and clothes ask for
-different features, which a first session alone cannot adapt. `one_family` lets every session join the first
-one, `sgds` none. Results are judged on test images; nothing was chosen by them. Finished runs are kept beside
-the JSON file, so that a killed benchmark goes on where it stopped.
+Where there are several kinds, data sets come one after another, no session has classes of two: sketches,
+photographs and clothes ask for different features, which a first session alone cannot adapt. `one_family`
+lets every session join the first one, `sgds` none. Results are judged on test images; nothing was chosen by
+them. Finished runs are kept beside the JSON file, so that a killed benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 import structlog
 
-from tests.benchmarks.class_streams import KINDS, SMALL_IMAGES, ClassStream
+from cl_engine.assets.catalogue import TINYVIT_5M
+from tests.benchmarks.class_streams import ClassStream
 from tests.benchmarks.frame import Figure, parse_options, report
 from tests.benchmarks.result_cache import ResultCache
 from tests.benchmarks.sgds_ablation import (
     ABLATIONS,
     BASELINES,
+    CIFAR10,
+    CIFAR10_112,
+    QUICKDRAW345,
     RIDGES,
     Part,
     Variant,
@@ -51,17 +56,8 @@ WIDE_WITH_EXEMPLARS: Mapping[str, Variant] = {
 }
 VARIANTS = {**BASELINES, **EXEMPLAR_FREE, **ABLATIONS, **FAMILIES, **WIDE_WITH_EXEMPLARS}
 MAIN = (*RIDGES, "slda", "joint", "sgds", "families", "one_family")
-SMALL = (
-    "ridge",
-    "ridge_first_session",
-    "slda",
-    "ncm",
-    "finetune",
-    "joint",
-    "sgds",
-    "sgds_first_session",
-    "families",
-)
+KINDS = "cifar10+fashion_mnist+quickdraw345"
+SKETCHES = ClassStream("quickdraw345", 56, 15, 30, 8, 30, classes=60, feature_blocks=2)
 FULL = (
     Part(
         "tens_",
@@ -73,7 +69,7 @@ FULL = (
     # One kind, and many classes a session.
     Part(
         "quickdraw60_",
-        ClassStream("quickdraw345", 56, 15, 30, 8, 30, classes=60, feature_blocks=2),
+        SKETCHES,
         (
             *EXEMPLAR_FREE,
             "finetune",
@@ -87,7 +83,7 @@ FULL = (
     # Twice as many sketches.
     Part(
         "quickdraw60_60_",
-        ClassStream("quickdraw345", 56, 15, 60, 10, 30, classes=60, feature_blocks=2),
+        replace(SKETCHES, train_per_class=60, held_per_class=10),
         (
             "ridge",
             "ridge_first_session",
@@ -103,29 +99,32 @@ FULL = (
     # The streams of `sgds_ablation`.
     Part(
         "cifar10_",
-        ClassStream("cifar10", 56, 2, 40, 10, 100, feature_blocks=2),
+        CIFAR10,
         ("ridge", "ridge_first_session", "families", "families_first_session"),
         bound=False,
     ),
     Part(
         "cifar10_112_",
-        ClassStream("cifar10", 112, 2, 40, 10, 50, feature_blocks=2),
+        CIFAR10_112,
         ("ridge", "ridge_first_session", "joint", "families", "families_first_session"),
         bound=False,
     ),
-    Part(
-        "quickdraw345_",
-        ClassStream("quickdraw345", 56, 15, 5, 2, 5, feature_blocks=2),
-        ("ridge", "families"),
-        bound=False,
-    ),
+    Part("quickdraw345_", QUICKDRAW345, ("ridge", "families"), bound=False),
     # The other backbone; adapters fit into its last two blocks.
     Part(
         "tiny_vit_cifar10_",
-        ClassStream(
-            "cifar10", 128, 2, 40, 10, 100, feature_blocks=2, adapter_blocks=2, backbone=SMALL_IMAGES
+        replace(CIFAR10, size=128, adapter_blocks=2, backbone=TINYVIT_5M),
+        (
+            "ridge",
+            "ridge_first_session",
+            "slda",
+            "ncm",
+            "finetune",
+            "joint",
+            "sgds",
+            "sgds_first_session",
+            "families",
         ),
-        SMALL,
         bound=False,
     ),
 )
