@@ -56,8 +56,20 @@ WIDE_WITH_EXEMPLARS: Mapping[str, Variant] = {
 }
 VARIANTS = {**BASELINES, **EXEMPLAR_FREE, **ABLATIONS, **FAMILIES, **WIDE_WITH_EXEMPLARS}
 MAIN = (*RIDGES, "slda", "joint", "sgds", "families", "one_family")
+OTHER_BACKBONE = (
+    "ridge",
+    "ridge_first_session",
+    "slda",
+    "ncm",
+    "finetune",
+    "joint",
+    "sgds",
+    "sgds_first_session",
+    "families",
+)
 KINDS = "cifar10+fashion_mnist+quickdraw345"
 SKETCHES = ClassStream("quickdraw345", 56, 15, 30, 8, 30, classes=60, feature_blocks=2)
+MORE_SKETCHES = replace(SKETCHES, train_per_class=60, held_per_class=10)
 FULL = (
     Part(
         "tens_",
@@ -83,7 +95,7 @@ FULL = (
     # Twice as many sketches.
     Part(
         "quickdraw60_60_",
-        replace(SKETCHES, train_per_class=60, held_per_class=10),
+        MORE_SKETCHES,
         (
             "ridge",
             "ridge_first_session",
@@ -110,22 +122,20 @@ FULL = (
         bound=False,
     ),
     Part("quickdraw345_", QUICKDRAW345, ("ridge", "families"), bound=False),
-    # The other backbone; adapters fit into its last two blocks.
-    Part(
-        "tiny_vit_cifar10_",
-        replace(CIFAR10, size=128, adapter_blocks=2, backbone=TINYVIT_5M),
-        (
-            "ridge",
-            "ridge_first_session",
-            "slda",
-            "ncm",
-            "finetune",
-            "joint",
-            "sgds",
-            "sgds_first_session",
-            "families",
-        ),
-        bound=False,
+    # The other backbone beside them; adapters fit into its last two blocks.
+    *(
+        Part(
+            f"tiny_vit_{name}_",
+            replace(stream, size=128, adapter_blocks=2, backbone=TINYVIT_5M),
+            OTHER_BACKBONE,
+            bound=False,
+        )
+        for name, stream in (
+            ("cifar10", CIFAR10),
+            ("quickdraw60", SKETCHES),
+            ("quickdraw60_60", MORE_SKETCHES),
+            ("quickdraw345", QUICKDRAW345),
+        )
     ),
 )
 QUICK = (
