@@ -14,6 +14,7 @@ from daemon.errors import OffsetGap, SourceUnavailable
 from daemon.settings import KafkaSource as KafkaSettings
 from daemon.settings import LogSettings
 from daemon.sources.kafka import process
+from daemon.sources.kafka.child_process import ALLOCATOR
 from daemon.sources.kafka.facts import KafkaFacts
 from daemon.sources.kafka.process import ProcessKafkaSource
 from tests.support.manual_clock import ManualClock
@@ -132,6 +133,18 @@ def test_secrets_are_neither_in_the_arguments_nor_in_the_environment(rig: Rig) -
     assert PASSWORD not in " ".join(child.environ().values())
     assert process.plain(SecretStr(PASSWORD)) == PASSWORD
     assert process.plain(Path("ca.pem")) == "ca.pem"
+
+
+def test_the_process_keeps_its_memory_unless_the_operator_says_otherwise(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator's settings reach the process; one that is set already stays."""
+    kept, own = ALLOCATOR
+    monkeypatch.setenv(own, "4096")
+    rig.source.start({})
+    environ = psutil.Process(rig.source.pid).environ()
+    assert environ[kept] == ALLOCATOR[kept]
+    assert environ[own] == "4096"
 
 
 def test_the_process_ends_when_the_daemon_does(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import threading
@@ -13,6 +14,14 @@ import structlog
 from daemon.sources.kafka.frames import Channel, unpack_error
 
 log = structlog.get_logger(__name__)
+
+# What comes from a broker lies in buffers of megabytes. Left to itself, glibc gives their memory back and
+# takes it anew, and the first touch of a page costs more than filling it: a class batch of 4 KB images had
+# 2.8 page faults an image, with these 0.3. Other C libraries do not read them.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
+}
 
 
 class ChildGone(Exception):
@@ -32,7 +41,11 @@ class ChildProcess:
         notices, its_notices = socket.socketpair()
         with its_requests, its_notices:
             self._process = subprocess.Popen(
-                list(command), stdin=its_requests.fileno(), stdout=its_notices.fileno()
+                list(command),
+                stdin=its_requests.fileno(),
+                stdout=its_notices.fileno(),
+                # What the operator has set counts.
+                env=ALLOCATOR | dict(os.environ),
             )
         self._requests, self._notices = Channel(requests), Channel(notices)
         self._on_notice = on_notice

@@ -20,8 +20,8 @@ from daemon.sources.kafka.offsets import oldest_age
 RESUME_SHARE = 0.5
 # Looks further apart than this had an outage between them.
 OBSERVATION_GAP_SECONDS = 5.0
-# Intake holds two polls at a time, one being parsed and one being stored, and copies of their samples.
-TAKE_BYTES = 16 * 2**20
+# What one poll of intake is copied through, twice between processes: it should stay in the processor's cache.
+TAKE_BYTES = 4 * 2**20
 
 
 @dataclass
