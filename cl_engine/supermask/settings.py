@@ -40,7 +40,8 @@ class SupermaskSettings(BaseModel):
     epochs that this saves: late sessions have few weights left to train. Off, as in the paper. On sketches
     held out from training (QuickDraw-345 in 23 sessions, LeNet, one seed) it takes A_T from 0.389 to 0.424 at
     a density of 30 %, from 0.481 to 0.487 at 10 % and, where weights do not run out, from 0.469 to 0.460 at
-    2 %; `supsup` has 0.439, 0.490 and 0.441. So: for many sessions of a high density."""
+    2 %; `supsup` has 0.439, 0.490 and 0.441. Test sketches of three seeds say 0.418 to 0.454, 0.501 to 0.511
+    and 0.487 to 0.489 (`tests.benchmarks.exssnet_supsup`). So: for many sessions of a high density."""
     mask_lr: float = Field(default=0.01, gt=0)
     """Adam's learning rate for scores, falling to 0 along a cosine over the phase."""
     weight_lr: float = Field(default=0.01, gt=0)
