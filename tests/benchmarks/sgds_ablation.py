@@ -333,10 +333,11 @@ def _figures(part: Part, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dic
 def described(part: Part) -> str:
     """Say in a line what a part's stream is."""
     s = part.stream
+    judged = "test" if s.judge == "test" else "other training"
     return (
         f"{part.prefix or s.data + ' '}: {s.backbone}, B0-Inc{s.classes_per_session} at {s.size} px, "
-        f"{s.train_per_class} training images a class, {s.judge_per_class} test images a class, features of "
-        f"the last {s.feature_blocks} blocks, adapters in the last {s.adapter_blocks}"
+        f"{s.train_per_class} training images a class, {s.judge_per_class} {judged} images a class, "
+        f"features of the last {s.feature_blocks} blocks, adapters in the last {s.adapter_blocks}"
     )
 
 
