@@ -144,9 +144,8 @@ def bench(
         "its classes alone to choose from; held-out: A_T on samples held out of training; s/sess: seconds "
         "a session, the frozen pass left out; KiB/cl: kept for each class; MiB: peak of the whole process"
     )
-    summary = summarise(runs)
-    best = best_on_holdout(summary)
-    if best is not None and len(summary) > 1:
+    best = best_on_holdout(summarise(runs))
+    if best is not None:
         console.print(f"On samples held out of training, {best} does best.")
     if json is not None:
         described = {

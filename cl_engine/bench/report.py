@@ -48,9 +48,12 @@ def summarise(runs: Sequence[MethodRun]) -> dict[str, dict[str, dict[str, float]
 
 
 def best_on_holdout(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str | None:
-    """Name the method that the held-out samples favour; joint training cannot be chosen."""
+    """Name the method that the held-out samples favour, None where there is no choice.
+
+    Joint training cannot be chosen.
+    """
     able = {m: f["holdout_a_t"]["mean"] for m, f in summary.items() if m != JOINT}
-    return max(able, key=lambda m: able[m]) if able else None
+    return max(able, key=lambda m: able[m]) if len(able) > 1 else None
 
 
 def table(title: str, runs: Sequence[MethodRun]) -> Table:

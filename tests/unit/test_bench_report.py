@@ -38,6 +38,7 @@ def test_mean_spread_and_choice_by_hand() -> None:
     assert summary["ridge"]["session_seconds"] == {"mean": 2.0, "spread": 0.0}
     assert summary["ncm"]["a_t"] == {"mean": 1.0, "spread": 0.0}
     assert best_on_holdout(summary) == "ridge"
+    assert best_on_holdout(summarise(runs[2:])) is None
     assert best_on_holdout(summarise(runs[3:])) is None
     shown = table("t", runs)
     cells = [next(iter(column.cells)) for column in shown.columns]
