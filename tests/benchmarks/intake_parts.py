@@ -8,7 +8,7 @@ call of a C library, over inputs made before.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +21,15 @@ from daemon.clock import SystemClock
 from daemon.messages.parse import ParsedRecord, parse_record
 from daemon.settings import LimitSettings
 from daemon.sources.base import Message, Record
+from daemon.sqlite import sqlite_engine
 from daemon.state import SqlState
 from daemon.state.base import NewSample
-from daemon.state.payload_files import PayloadFiles
 
 STREAM = "bench"
 # Stored in one transaction, as under load.
 STORED_TOGETHER = 4000
+# Buffers of one call, on Linux.
+IOV_MAX = 1024
 
 T = TypeVar("T")
 
@@ -96,39 +98,48 @@ def _store(state: SqlState, samples: Sequence[NewSample]) -> None:
 
 
 def _floor(payloads: Sequence[bytes], stored: Path, empty: Path) -> Floor:
-    """Repeat the work of the C libraries; `empty` becomes as `stored`."""
-    files = PayloadFiles(empty / "payloads")
-    with closing(sqlite3.connect(stored / "state.db")) as filled:
-        named_classes = filled.execute("SELECT * FROM classes").fetchall()
-        columns = [column for _, column, *_ in filled.execute("PRAGMA table_info(samples)")]
-        rows = filled.execute("SELECT * FROM samples ORDER BY seq").fetchall()
-    with closing(sqlite3.connect(empty / "state.db", isolation_level=None)) as database:
-        # As `daemon.sqlite` has it.
-        database.execute("PRAGMA synchronous=FULL")
-        database.execute("PRAGMA foreign_keys=ON")
-        database.executemany(f"INSERT INTO classes VALUES ({_marks(named_classes[0])})", named_classes)
-        sorted_rows = [
-            sorted(piece, key=lambda row: row[columns.index("digest")]) for piece in _transactions(rows)
-        ]
-        inserted = [[row[1:] for row in piece] for piece in sorted_rows]
-        names = ", ".join(f'"{column}"' for column in columns[1:])
-        statement = f"INSERT INTO samples ({names}) VALUES ({_marks(inserted[0][0])})"
+    """Repeat the work of the C libraries; `empty` gets the payloads and rows of `stored`."""
+    source, target = (sqlite_engine(directory / "state.db") for directory in (stored, empty))
+    with closing(source.raw_connection()) as filled:
+        cursor = filled.cursor()
+        named_classes = cursor.execute("SELECT * FROM classes").fetchall()
+        columns = [column for _, column, *_ in cursor.execute("PRAGMA table_info(samples)")]
+        rows = cursor.execute("SELECT * FROM samples ORDER BY seq").fetchall()
+    digest = columns.index("digest")
+    pieces = [sorted(piece, key=lambda row: row[digest]) for piece in _transactions(rows)]
+    buffers = [
+        [payloads[start : start + IOV_MAX] for start in range(0, len(payloads), IOV_MAX)]
+        for payloads in _transactions(payloads)
+    ]
+    descriptor = os.open(empty / "payloads.bin", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def write() -> None:
+        for together in buffers:
+            for piece in together:
+                os.writev(descriptor, piece)
+            os.fdatasync(descriptor)
+
+    with closing(target.raw_connection()) as connection:
+        cursor = connection.cursor()
+        cursor.executemany(f"INSERT INTO classes VALUES ({_marks(named_classes[0])})", named_classes)
+        statement = f"INSERT INTO samples VALUES ({_marks(rows[0])})"
 
         def insert() -> None:
-            for piece in inserted:
-                database.execute("BEGIN IMMEDIATE")
-                database.executemany(statement, piece)
-                database.execute("COMMIT")
+            for piece in pieces:
+                cursor.execute("BEGIN IMMEDIATE")
+                cursor.executemany(statement, piece)
+                cursor.execute("COMMIT")
 
-        try:
-            return Floor(
-                digest=_processor(lambda: [hashlib.sha256(payload).digest() for payload in payloads]),
-                checksum=_processor(lambda: [crc32(payload) for payload in payloads]),
-                payloads=_processor(lambda: [files.append(piece) for piece in _transactions(payloads)]),
-                rows=_processor(insert),
-            )
-        finally:
-            files.close()
+        floor = Floor(
+            digest=_processor(lambda: [hashlib.sha256(payload).digest() for payload in payloads]),
+            checksum=_processor(lambda: [crc32(payload) for payload in payloads]),
+            payloads=_processor(write),
+            rows=_processor(insert),
+        )
+    os.close(descriptor)
+    source.dispose()
+    target.dispose()
+    return floor
 
 
 def _marks(row: Sequence[object]) -> str:
